@@ -2,4 +2,6 @@
 
 import logging
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns on import of optional CPU kernels, asked for or not
+logging.getLogger("bitsandbytes").setLevel(
+    logging.ERROR
+)  # it warns on import of optional CPU kernels, asked for or not

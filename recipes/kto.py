@@ -1,0 +1,21 @@
+"""KTO, thumbs up or down.
+
+`python -m recipes.kto data=file data.path=thumbs.jsonl`; `python -m recipes.kto --help` lists every choice.
+"""
+
+import hydra
+
+from preftune import checks, errors
+
+
+@hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="kto")
+def main(cfg):
+    from preftune.training import train  # imports torch: only after the checks
+
+    with errors.plainly():
+        train(cfg)
+
+
+if __name__ == "__main__":
+    checks.command_line("kto")
+    main()

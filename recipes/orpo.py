@@ -1,0 +1,21 @@
+"""ORPO, one stage without a reference.
+
+`python -m recipes.orpo model=path model.path=my-base-model`; `python -m recipes.orpo --help` lists every choice.
+"""
+
+import hydra
+
+from preftune import checks, errors
+
+
+@hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="orpo")
+def main(cfg):
+    from preftune.training import train  # imports torch: only after the checks
+
+    with errors.plainly():
+        train(cfg)
+
+
+if __name__ == "__main__":
+    checks.command_line("orpo")
+    main()

@@ -1,0 +1,21 @@
+"""Supervised fine-tuning on the chosen answers.
+
+`python -m recipes.sft`; `python -m recipes.sft --help` lists every choice.
+"""
+
+import hydra
+
+from preftune import checks, errors
+
+
+@hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="sft")
+def main(cfg):
+    from preftune.training import train  # imports torch: only after the checks
+
+    with errors.plainly():
+        train(cfg)
+
+
+if __name__ == "__main__":
+    checks.command_line("sft")
+    main()

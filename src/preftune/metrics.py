@@ -1,0 +1,82 @@
+"""What preftune logs beside TRL's own metrics: log-probs and log-ratios per token, and accuracies where TRL has none.
+
+Units: natural log. `*_per_token` is the batch's sum over its completion tokens divided by their number, so that the
+numbers of trainers that log sums (DPO, KTO) and means (ORPO, CPO) can be compared.
+"""
+
+import torch
+
+
+class PerTokenMetrics:
+    """Mixin for trl.DPOTrainer and trl.KTOTrainer: reads the policy's log-probs as the loss is computed."""
+
+    def _compute_loss(self, model, inputs, return_outputs):
+        calls = []
+
+        def recorded(*args, **kwargs):
+            output = model(*args, **kwargs)
+            if kwargs.get("fused_lm_head"):
+                calls.append(output.log_probs)
+            return output
+
+        result = super()._compute_loss(recorded, inputs, return_outputs)
+        mode = "train" if self.model.training else "eval"
+        mask = inputs["completion_mask"][:, 1:]
+        log_probs = calls[-1].detach()[:, -mask.size(1) :]  # the policy's pass is the last (KTO's KL pass comes before)
+        sums, tokens = (log_probs * mask).sum(1), mask.sum(1)
+        if "label" in inputs:
+            chosen = inputs["label"].bool()
+            reference = inputs.get("ref_logps")
+        else:
+            chosen = torch.arange(len(sums), device=sums.device) < len(sums) // 2
+            reference = torch.cat(parts) if None not in (parts := _reference_of_pairs(inputs)) else None
+        self._log_per_token(mode, chosen, sums, tokens)
+        if reference is not None:
+            ratios = sums - reference.to(sums.device)
+            if "label" in inputs:
+                self._log_accuracy(mode, ratios[chosen], ratios[~chosen])
+            elif "ipo" in self.loss_types:
+                means = ratios / tokens.clamp(min=1)
+                self._log(mode, "ipo/margin", means[chosen] - means[~chosen])
+                self._metrics[mode]["ipo/target"].append(1 / (2 * self.beta))
+        return result
+
+    def _log_per_token(self, mode: str, chosen: torch.Tensor, sums: torch.Tensor, tokens: torch.Tensor) -> None:
+        for name, rows in (("chosen", chosen), ("rejected", ~chosen)):
+            totals = torch.stack([sums[rows].sum(), tokens[rows].sum(), rows.sum()]).float()
+            total, count, n = self.accelerator.gather(totals.unsqueeze(0)).sum(0).tolist()
+            if count:
+                self._metrics[mode][f"logps/{name}_per_token"].append(total / count)
+                reward = self._metrics[mode][f"rewards/{name}"][-1]  # TRL's own, the mean over the rows of all ranks
+                self._metrics[mode][f"logratios/{name}_per_token"].append(reward / self.beta * n / count)
+
+    def _log_accuracy(self, mode: str, chosen: torch.Tensor, rejected: torch.Tensor) -> None:
+        """KTO has no pairs: how often a desirable row of the batch is rewarded above an undesirable one."""
+        if len(chosen) and len(rejected):
+            self._log(mode, "rewards/accuracies", (chosen[:, None] > rejected[None]).float().mean().unsqueeze(0))
+
+    def _log(self, mode: str, name: str, values: torch.Tensor) -> None:
+        self._metrics[mode][name].append(self.accelerator.gather_for_metrics(values).mean().item())
+
+
+class PerTokenMeans:
+    """Mixin for trl's ORPOTrainer and CPOTrainer, whose `logps/*` are means per token where the loss is."""
+
+    AVERAGED = ("ipo", "simpo")  # CPOTrainer's losses on means (its concatenated_forward); ORPO's one loss is on means
+
+    def get_batch_loss_metrics(self, model, batch, train_eval="train"):
+        loss, logged = super().get_batch_loss_metrics(model, batch, train_eval)
+        prefix = "eval_" if train_eval == "eval" else ""
+        for side in ("chosen", "rejected"):
+            value = logged[f"{prefix}logps/{side}"]
+            if getattr(self, "loss_type", self.AVERAGED[0]) not in self.AVERAGED:
+                labels = batch[f"{side}_labels"]
+                counts = torch.stack([(labels != -100).sum(), torch.tensor(len(labels), device=labels.device)]).float()
+                tokens, rows = self.accelerator.gather(counts.unsqueeze(0)).sum(0).tolist()
+                value = value * rows / max(tokens, 1)
+            logged[f"{prefix}logps/{side}_per_token"] = value
+        return loss, logged
+
+
+def _reference_of_pairs(inputs) -> tuple:
+    return inputs.get("ref_chosen_logps"), inputs.get("ref_rejected_logps")

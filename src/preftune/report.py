@@ -1,0 +1,56 @@
+"""A finished run in the terminal: what changed, in one table and three answers."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROWS = {  # of a look at the model: what it is called in the table, and its format
+    "perplexity": ("perplexity of chosen answers", ".2f"),
+    "logp_accuracy": ("accuracy by log-prob per token", ".1%"),
+    "reward_accuracy": ("rewards/accuracies", ".1%"),
+    "reward_margin": ("rewards/margins", ".3f"),
+    "logps_chosen": ("logps/chosen", ".1f"),
+    "logps_rejected": ("logps/rejected", ".1f"),
+    "logps_chosen_per_token": ("logps/chosen per token", ".3f"),
+    "logps_rejected_per_token": ("logps/rejected per token", ".3f"),
+}
+
+
+def table(summary: dict, run: Path) -> str:
+    """The text that a run ends with: a table of before and after, sample answers, and where to look next."""
+    console = Console(width=110, force_terminal=False)
+    with console.capture() as captured:
+        if summary["looks"]:
+            console.print(_numbers(summary))
+            for sample in summary["samples"]:
+                console.print(_answers(sample))
+        console.print(_where(run), highlight=False, soft_wrap=True)
+    return captured.get()
+
+
+def _numbers(summary: dict) -> Table:
+    looks = summary["looks"]
+    numbers = Table(title="Held-out pairs", title_justify="left")
+    numbers.add_column()
+    for each in looks:
+        numbers.add_column(each["name"], justify="right")
+    for key, (label, form) in ROWS.items():
+        numbers.add_row(label, *(format(each[key], form) if key in each else "–" for each in looks))
+    return numbers
+
+
+def _answers(sample: dict) -> Table:
+    grid = Table(title=f"“{sample['prompt']}”", title_justify="left", show_header=False, show_lines=True, width=110)
+    grid.add_row("before", sample["before"])
+    grid.add_row("after", sample["after"])
+    return grid
+
+
+def _where(run: Path) -> str:
+    return (
+        f"Run      {run}: model/ · summary.json · metrics.jsonl · manifest.json · config.yaml\n"
+        f"Look     wandb leet {run / 'wandb'} in the terminal, or `wandb sync` it to the dashboard"
+        if (run / "wandb").exists()
+        else f"Run      {run}: model/ · summary.json · metrics.jsonl · manifest.json · config.yaml"
+    )

@@ -1,0 +1,71 @@
+"""What most tests share: no network, a small preference file, and recipes composed as on the command line."""
+
+import json
+import os
+import subprocess
+import sys
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+
+SMALL = [
+    "model=tiny",
+    "hardware=cpu",
+    "hardware.bf16=false",
+    "hardware.per_device_train_batch_size=4",
+    "tracking=none",
+    "train.logging_steps=1",
+    "train.learning_rate=1e-3",
+    "train.max_steps=2",
+    "samples=1",
+]
+THINGS = ["a cat", "rain", "the moon", "bread", "a door", "tea", "a hill", "snow", "a boat", "wood", "salt", "a song"]
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory):
+    """Twenty-four pairs as JSONL, each prompt once."""
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    asked = [(f"{verb} {thing}?", thing) for verb in ("What is", "Who likes") for thing in THINGS]
+    rows = [
+        {"prompt": prompt, "chosen": f"In short, {thing} it is.", "rejected": f"Who can say{'!' * (i % 5 + 1)}"}
+        for i, (prompt, thing) in enumerate(asked)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def composed(pairs_file, tmp_path):
+    """composed("dpo", "loss=ipo"): that recipe's config for two steps of the tiny model on the small pairs."""
+
+    def compose_recipe(recipe, *overrides):
+        GlobalHydra.instance().clear()
+        data = ["data=file", f"data.path={pairs_file}", "data.eval_fraction=0.25", f"output_dir={tmp_path / 'run'}"]
+        with initialize_config_module("preftune.conf", version_base="1.3"):
+            return compose(recipe, [*SMALL, *data, *overrides])
+
+    return compose_recipe
+
+
+@pytest.fixture
+def typed(tmp_path):
+    """typed("recipes.dpo", "loss=ipo"): the finished process of that command, from a folder that is no checkout."""
+
+    def run(module, *arguments, timeout=240, **environment):
+        return subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run

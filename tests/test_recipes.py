@@ -1,0 +1,73 @@
+"""The recipes as a user types them: from any folder, from a checkout and from a wheel."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CPU = ["hardware=cpu", "hardware.bf16=false", "tracking=none", "train.max_steps=1", "samples=1"]
+
+
+def test_the_users_line_composes_as_typed(typed):
+    shown = typed("recipes.dpo", "loss=ipo", "model=mistral7b", "--cfg", "job")
+    assert shown.returncode == 0, shown.stderr
+    assert "loss_type:\n  - ipo" in shown.stdout
+    assert "path: mistralai/Mistral-7B-Instruct-v0.3" in shown.stdout
+
+
+def test_a_model_that_cannot_be_had_is_one_clear_line(typed):
+    failed = typed("recipes.dpo", "loss=ipo", "model=mistral7b", *CPU)
+    assert failed.returncode == 1
+    assert "Traceback" not in failed.stderr
+    [line] = [line for line in failed.stderr.splitlines() if "mistralai" in line]
+    assert "hf download" in line and "model=path model.path=FOLDER" in line
+
+
+@pytest.mark.parametrize("recipe", ["kto", "sft_dpo"])
+def test_recipes_run_from_any_folder(typed, pairs_file, tmp_path, recipe):
+    done = typed(f"recipes.{recipe}", "model=tiny", "data=file", f"data.path={pairs_file}", "output_dir=here", *CPU)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "here" / "summary.json").read_text())["looks"]
+    assert "Warning" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_one_new_file_a_group_is_all_that_a_new_choice_needs(typed, pairs_file, tmp_path):
+    files = {
+        "loss/cdpo.yaml": "# mine\ndefaults: [robust]\nlabel_smoothing: 0.2\n",
+        "model/mine.yaml": "# mine\npath: embedded://tiny\n",
+        "data/mine.yaml": f"# mine\npath: {pairs_file}\neval_fraction: 0.2\n",
+        "hardware/laptop.yaml": "# mine\ndefaults: [cpu]\nbf16: false\nper_device_train_batch_size: 3\n",
+        "lora/thin.yaml": "# mine\ndefaults: [lora]\nr: 2\n",
+    }
+    for name, text in files.items():
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).write_text(text)
+    choices = ["loss=cdpo", "model=mine", "data=mine", "hardware=laptop", "lora=thin"]
+    rest = ["tracking=none", "train.max_steps=1", "samples=1", "output_dir=run"]
+    done = typed("recipes.dpo", "--config-dir", str(tmp_path / "mine"), *choices, *rest)
+    assert done.returncode == 0, done.stderr
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    assert "label_smoothing: 0.2" in config and "per_device_train_batch_size: 3" in config and "r: 2" in config
+
+
+def test_a_wheel_holds_recipes_config_and_data(tmp_path):
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)], check=True, capture_output=True)
+    [wheel] = tmp_path.glob("preftune-*.whl")
+    there = tmp_path / "site"
+    subprocess.run([*pip, "install", "-q", "--no-deps", "--target", str(there), str(wheel)], check=True)
+    shown = subprocess.run(
+        [sys.executable, "-m", "recipes.sft_dpo", "experiment=demo", "--cfg", "job"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(there)},
+        capture_output=True,
+        text=True,
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "output_dir: runs/demo" in shown.stdout
+    assert (there / "preftune" / "data" / "demo" / "train.jsonl").exists()
+    assert (there / "preftune" / "plain_chat.jinja").exists()

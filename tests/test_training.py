@@ -1,0 +1,166 @@
+"""train(): every choice trains, and a run directory tells what happened."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from preftune import checks, runs
+from preftune.training import train, trainer_arguments
+
+CONF = Path(__file__).parents[1] / "conf"
+LOSSES = sorted(path.stem for path in (CONF / "loss").glob("*.yaml"))
+
+
+def logged(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_trains(composed, loss):
+    cfg = composed("dpo", f"loss={loss}")
+    summary = train(cfg)
+    steps = [row for row in logged(Path(cfg.output_dir)) if "loss" in row]
+    assert [row["step"] for row in steps] == [1, 2]
+    assert all(math.isfinite(row["loss"]) for row in steps)
+    assert summary["perplexity"] > 1
+    if cfg.loss.view == "paired":
+        assert {"rewards/margins", "rewards/accuracies", "logps/chosen", "logps/chosen_per_token"} <= steps[0].keys()
+
+
+@pytest.mark.parametrize("lora", ["none", "dora", "qlora"])
+@pytest.mark.parametrize("recipe", ["dpo", "orpo"])
+def test_every_kind_of_adapter_trains(composed, lora, recipe):
+    cfg = composed(recipe, f"lora={lora}", "train.learning_rate=0.01")
+    train(cfg)
+    run = Path(cfg.output_dir)
+    assert (run / "model" / "adapter_config.json").exists() == (lora != "none")
+    weights = load_file(run / "model" / ("model.safetensors" if lora == "none" else "adapter_model.safetensors"))
+    if lora != "none":
+        assert any(weight.abs().max() > 0 for name, weight in weights.items() if "lora_B" in name)
+
+
+def test_a_run_directory_says_what_made_it(composed):
+    cfg = composed("dpo")
+    train(cfg, {"model": "tiny", "data": "file", "loss": "dpo"})
+    run = Path(cfg.output_dir)
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["choices"]["loss"] == "dpo"
+    assert manifest["seed"] == 42
+    assert manifest["versions"]["trl"].startswith("1.16")
+    assert len(manifest["model"]["weights"]) == 32 and manifest["data"]["fingerprint"]
+    assert "adapter off" in manifest["reference"] or "beforehand" in manifest["reference"]
+    assert (run / "config.yaml").exists() and (run / "checkpoint-2").exists()
+    assert not [path for path in run.iterdir() if path.name.startswith(".")]
+
+
+def test_before_training_margins_are_zero_and_the_loss_is_ln_2(composed):
+    cfg = composed("dpo")
+    train(cfg)
+    first = logged(Path(cfg.output_dir))[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
+
+
+def test_kto_logs_accuracies_and_log_probs_per_token(composed):
+    cfg = composed("kto", "hardware.per_device_train_batch_size=8")
+    train(cfg)
+    first = logged(Path(cfg.output_dir))[0]
+    assert 0 <= first["rewards/accuracies"] <= 1
+    tokens = first["logps/chosen"] / first["logps/chosen_per_token"]
+    assert 10 < tokens < 60
+    assert first["logratios/chosen_per_token"] == pytest.approx(0, abs=1e-5)
+
+
+def test_ipo_logs_its_margin_per_token_beside_its_target(composed):
+    cfg = composed("dpo", "loss=ipo", "loss.beta=0.5")
+    train(cfg)
+    rows = [row for row in logged(Path(cfg.output_dir)) if "loss" in row]
+    assert rows[0]["ipo/target"] == 1.0
+    assert rows[0]["ipo/margin"] == pytest.approx(0, abs=1e-5)
+    assert rows[1]["loss"] == pytest.approx((rows[1]["ipo/margin"] - 1) ** 2, rel=0.2)
+
+
+def test_simpo_and_cpo_log_the_same_units_per_token(composed):
+    shown = {}
+    for loss in ("simpo", "cpo"):
+        cfg = composed("dpo", f"loss={loss}", "train.eval_strategy=no")
+        cfg.output_dir = str(Path(composed("dpo").output_dir).with_name(loss))
+        train(cfg)
+        shown[loss] = logged(Path(cfg.output_dir))[0]
+    assert shown["simpo"]["logps/chosen_per_token"] == pytest.approx(shown["cpo"]["logps/chosen_per_token"], rel=0.1)
+    assert shown["cpo"]["logps/chosen"] < 5 * shown["cpo"]["logps/chosen_per_token"] < 0
+
+
+def test_groups_of_trainer_arguments_are_disjoint(composed):
+    for loss in LOSSES:
+        for hardware in (path.stem for path in (CONF / "hardware").glob("*.yaml")):
+            assert trainer_arguments(composed("dpo", f"loss={loss}", f"hardware={hardware}"))
+    with pytest.raises(ValueError, match="learning_rate"):
+        cfg = composed("dpo", "+loss.learning_rate=1e-4")
+        trainer_arguments(cfg)
+
+
+def test_a_run_directory_is_never_overwritten(composed):
+    cfg = composed("dpo")
+    train(cfg)
+    with pytest.raises(runs.RunError, match="a finished run.*output_dir=ANOTHER"):
+        train(cfg)
+    with pytest.raises(runs.RunError, match="nothing to resume"):
+        train(composed("dpo", "resume=true"))
+
+
+def test_a_folder_with_other_things_in_it_is_refused(composed):
+    cfg = composed("dpo")
+    Path(cfg.output_dir).mkdir()
+    (Path(cfg.output_dir) / "thesis.txt").write_text("do not touch")
+    with pytest.raises(runs.RunError, match="not empty"):
+        train(cfg)
+
+
+def test_a_resumed_run_equals_the_unbroken_one(composed, tmp_path):
+    whole = composed("dpo", "train.max_steps=6", "train.save_steps=3", "train.eval_strategy=no")
+    train(whole)
+    broken = composed("dpo", "train.max_steps=6", "train.save_steps=3", "train.eval_strategy=no")
+    broken.output_dir = str(tmp_path / "broken")
+    train(broken)
+    run = Path(broken.output_dir)
+    (run / "summary.json").unlink()  # as if killed between steps 3 and 6
+    for path in sorted((run / "checkpoint-6").iterdir()):
+        path.unlink()
+    (run / "checkpoint-6").rmdir()
+    broken.resume = True
+    train(broken)
+    unbroken = {row["step"]: row["loss"] for row in logged(Path(whole.output_dir)) if "loss" in row}
+    resumed = {row["step"]: row["loss"] for row in logged(run)[6:] if "loss" in row}
+    assert sorted(resumed) == [4, 5, 6]
+    assert resumed == pytest.approx({step: unbroken[step] for step in resumed}, abs=1e-6)
+
+
+def test_a_run_is_not_resumed_as_another(composed):
+    cfg = composed("dpo")
+    train(cfg)
+    (Path(cfg.output_dir) / "summary.json").unlink()
+    with pytest.raises(runs.RunError, match="loss differ"):
+        train(composed("dpo", "resume=true", "loss.beta=0.5"))
+
+
+def test_a_config_that_cannot_work_stops_before_anything_is_written(composed):
+    cfg = composed("dpo", "+loss.betta=1")
+    with pytest.raises(checks.ConfigError, match="loss.beta"):
+        train(cfg)
+    assert not Path(cfg.output_dir).exists()
+
+
+def test_full_fine_tuning_moves_every_weight_and_lora_only_its_own(composed):
+    from preftune.training import build_trainer
+
+    full = build_trainer(composed("dpo", "lora=none"))
+    assert all(parameter.requires_grad for parameter in full.model.parameters())
+    lora = build_trainer(composed("dpo"))
+    moving = {name for name, parameter in lora.model.named_parameters() if parameter.requires_grad}
+    assert moving and all("lora_" in name for name in moving)
+    assert all(parameter.dtype == torch.float32 for parameter in lora.model.parameters())
