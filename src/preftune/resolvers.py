@@ -1,5 +1,16 @@
-"""OmegaConf resolvers that conf/loss uses; importing this module registers them."""
+"""OmegaConf resolvers that conf/ uses; importing this module registers them."""
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+
+def of_job() -> str:
+    """`-3` in the fourth job of a multirun, so that each has a run directory of its own; nothing in a single run."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return ""
+    return f"-{HydraConfig.get().job.num}"
+
+
 OmegaConf.register_new_resolver("times", lambda a, b: float(a) * float(b), replace=True)  # ${times:2,${.beta}}
+OmegaConf.register_new_resolver("of_job", of_job, replace=True)

@@ -94,10 +94,6 @@ def test_the_command_prints_an_aligned_table_and_leaves_no_files(tmp_path):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("chosn=[-1]", "chosn: no such key; did you mean chosen?"),
-        ("+beta=1", "+beta=1: the key is there already; write beta=1"),
-        ("beta=0.1,0.2", "beta: several numbers want brackets"),
-        ("beta=[0.1", "beta=[0.1: not understood"),
         ("beta=[0.1,0]", "beta: 0 is not above 0"),
         ("beta=fast", "beta: 'fast' is not a finite number"),
         ("chosen=[-1,2]", "chosen: 2 is above 0, and a log-prob never is"),
@@ -110,3 +106,17 @@ def test_a_wrong_argument_gets_one_line_that_names_it(argument, message, tmp_pat
     done = run(argument, cwd=tmp_path)
     assert done.returncode == 1 and not done.stdout
     assert message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("chosn=[-1]", "no such key; did you mean chosen?"),
+        ("beta=0.1,0.2", "for a list write 'beta=[0.1,0.2]'"),
+        ("beta=[0.1", "its brackets do not match"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_told_as_in_every_recipe(argument, message, tmp_path):
+    done = run(argument, cwd=tmp_path)
+    assert done.returncode == 2 and not done.stdout
+    assert message in done.stderr
