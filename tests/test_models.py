@@ -1,0 +1,83 @@
+"""Model and tokenizer: templates close answers with EOS, and what cannot be had says how to go on."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from preftune import embedded, models
+from preftune.training import build_trainer
+
+
+@pytest.fixture
+def tiny(composed):
+    return composed("dpo").model
+
+
+def test_the_embedded_smollm2_answers_sensibly(tiny):
+    tiny.path = "embedded://smollm2"
+    tokenizer = models.load_tokenizer(tiny)
+    model = models.load_model(tiny, OmegaConf.create({}), use_cpu=True)
+    assert model.num_parameters() == 134_515_008
+    prompt = [{"role": "user", "content": "What is the capital of France?"}]
+    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    text = tokenizer.decode(model.generate(**ids, max_new_tokens=12, do_sample=False)[0])
+    assert "Paris" in text
+
+
+def test_an_unknown_embedded_model_lists_the_known(tiny):
+    tiny.path = "embedded://smolm"
+    with pytest.raises(ValueError, match="there are smollm2, tiny"):
+        models.load_tokenizer(tiny)
+
+
+def test_a_tokenizer_without_a_template_gets_the_plain_one(tiny, tmp_path):
+    from transformers import AutoTokenizer
+
+    bare = AutoTokenizer.from_pretrained(embedded.folder("embedded://tiny"))
+    bare.chat_template = None
+    bare.pad_token = None
+    bare.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text((embedded.folder("embedded://tiny") / "config.json").read_text())
+    tiny.path = str(tmp_path)
+    tokenizer = models.load_tokenizer(tiny)
+    dialogue = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    assert (
+        tokenizer.apply_chat_template(dialogue, tokenize=False) == "### User:\nHi\n\n### Assistant:\nHello.<|im_end|>"
+    )
+    prompt = tokenizer.apply_chat_template(dialogue[:1], tokenize=False, add_generation_prompt=True)
+    assert tokenizer.apply_chat_template(dialogue, tokenize=False).startswith(prompt)
+    assert tokenizer.pad_token == tokenizer.eos_token
+
+
+def test_a_template_that_never_writes_eos_is_refused(tiny, tmp_path):
+    (tmp_path / "bad.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    tiny.chat_template = str(tmp_path / "bad.jinja")
+    with pytest.raises(models.ModelError, match="never writes its EOS token '<|im_end|>'"):
+        models.load_tokenizer(tiny)
+
+
+def test_an_eos_token_that_is_no_token_is_refused(tiny):
+    tiny.eos_token = "<|nothing|>"
+    with pytest.raises(models.ModelError, match="model.eos_token=<|nothing|>"):
+        models.load_tokenizer(tiny)
+
+
+def test_the_fingerprint_tells_weights_apart(tiny):
+    model = models.load_model(tiny, OmegaConf.create({}), use_cpu=True)
+    before = models.fingerprint(model)
+    assert before == models.fingerprint(models.load_model(tiny, OmegaConf.create({}), use_cpu=True))
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1e-3
+    assert models.fingerprint(model) != before
+
+
+def test_a_4_bit_layer_passes_gradients_after_a_forward_without_them(composed):
+    trainer = build_trainer(composed("dpo", "lora=qlora"))
+    trainer.model.eval()
+    with torch.no_grad():
+        trainer.model(input_ids=torch.tensor([[1, 2, 3]]))
+    trainer.model.train()
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.compute_loss(trainer.model, batch).backward()
+    silent = [n for n, p in trainer.model.named_parameters() if "lora_B" in n and (p.grad is None or not p.grad.any())]
+    assert silent == []
