@@ -8,10 +8,10 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import add_fused_lm_head
 
-BATCH = 16
+BATCH = 8  # pairs
 
 
 @dataclass(frozen=True)
@@ -51,45 +51,44 @@ def implicit_rewards(policy: PairScores, reference: PairScores, beta: float) -> 
 
 
 @torch.no_grad()
-def score(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, max_length: int, bf16: bool
-):
-    """The PairScores of `model` on rows of message lists (prompt, chosen, rejected), cut to `max_length` tokens."""
-    rows = []
-    for pair in pairs:
-        prompt = _ids(tokenizer, pair["prompt"], add_generation_prompt=True)
-        for side in ("chosen", "rejected"):
-            whole = _ids(tokenizer, pair["prompt"] + pair[side])
-            start = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt))
-            rows.append((whole[:max_length], min(start, max_length - 1)))
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
-    sums, counts = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
-    with _log_probs_alone(model):
+def score(model, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, max_length: int, bf16: bool, fused: bool = False):
+    """The PairScores of `model` on rows of message lists (prompt, chosen, rejected), cut to `max_length` tokens.
+
+    `fused`: whether the model's forward takes `fused_lm_head` already, as a trainer's does; it is lent one otherwise.
+    """
+    sides = [[_tokens(tokenizer, pair, side, max_length) for side in ("chosen", "rejected")] for pair in pairs]
+    order = sorted(range(len(sides)), key=lambda i: sum(len(ids) for ids, _ in sides[i]))
+    sums, counts = torch.zeros(2, len(sides), dtype=torch.float64), torch.zeros(2, len(sides), dtype=torch.float64)
+    with _evaluating(model, fused):
         for start in tqdm(range(0, len(order), BATCH), desc="scoring held-out pairs", unit="batch", leave=False):
             chunk = order[start : start + BATCH]
-            batch = _pad([rows[i] for i in chunk], tokenizer.pad_token_id, model.device)
+            rows = [
+                sides[i][side] for side in (0, 1) for i in chunk
+            ]  # as TRL's trainers: all chosen, then all rejected
+            batch = _pad(rows, tokenizer.pad_token_id, model.device)
             with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
                 log_probs = model(**batch, use_cache=False, fused_lm_head=True).log_probs
-            sums[chunk] = log_probs.double().sum(1).cpu()
-            counts[chunk] = (batch["labels"][:, 1:] != -100).double().sum(1).cpu()
-    counts = counts.clamp(min=1)
-    return PairScores(sums[0::2], sums[1::2], counts[0::2], counts[1::2])
+            sums[:, chunk] = log_probs.double().sum(1).cpu().view(2, -1)
+            counts[:, chunk] = (batch["labels"][:, 1:] != -100).double().sum(1).cpu().view(2, -1)
+    return PairScores(*sums, *counts.clamp(min=1))
 
 
 @contextlib.contextmanager
-def _log_probs_alone(model: PreTrainedModel | PeftModel):
-    """TRL's fused LM head on the model for a while: log-probs without logits. The forward before comes back after."""
+def _evaluating(model, fused: bool):
+    """The model in evaluation mode, lent TRL's fused LM head unless it has one: log-probs without logits."""
     head = model.get_base_model() if isinstance(model, PeftModel) else model
-    before, training = head.__dict__.get("forward"), model.training
-    add_fused_lm_head(head)
+    before, training = vars(head).get("forward"), model.training
+    if not fused:
+        add_fused_lm_head(head)
     model.eval()
     try:
         yield
     finally:
         model.train(training)
-        del head.forward
-        if before is not None:
-            head.forward = before
+        if not fused:
+            del head.forward
+            if before is not None:
+                head.forward = before
 
 
 @torch.no_grad()
@@ -114,6 +113,14 @@ def answers(
         texts.append(tokenizer.decode(output[0, ids.size(1) :], skip_special_tokens=True).strip())
     model.train(training)
     return texts
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, pair: dict, side: str, max_length: int) -> tuple[list[int], int]:
+    """(ids, start): prompt and answer as one row, and where the answer begins, which is where TRL lets it begin."""
+    prompt = _ids(tokenizer, pair["prompt"], add_generation_prompt=True)
+    whole = _ids(tokenizer, pair["prompt"] + pair[side])
+    start = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt))
+    return whole[:max_length], start
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict], **options) -> list[int]:

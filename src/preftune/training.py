@@ -49,6 +49,7 @@ def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer=None) -> 
     data = data or load_data(cfg, tokenizer)
     if data.eval is None:
         arguments["eval_strategy"] = "no"
+    evaluated = None if arguments["eval_strategy"] == "no" else data.eval
     args = args_class(
         output_dir=cfg.output_dir,
         run_name=Path(cfg.output_dir).name,
@@ -64,7 +65,7 @@ def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer=None) -> 
         args=args,
         processing_class=tokenizer,
         train_dataset=data.train,
-        eval_dataset=data.eval,
+        eval_dataset=evaluated,
         peft_config=LoraConfig(**OmegaConf.to_container(OmegaConf.create(adapter))) if cfg.lora else None,
     )
     trainer.remove_callback(PrinterCallback)
@@ -118,7 +119,7 @@ def stage(cfg: DictConfig, choices: dict[str, str] | None = None) -> dict:
         trainer.add_callback(MetricsFile(run / "metrics.jsonl"))
         trainer.add_callback(Progress(choices.get("loss", "train")))
         trainer.train(resume_from_checkpoint=runs.checkpoint_to_resume(run, cfg))
-        held_out = last_evaluation(trainer) if data.eval is not None else {}
+        held_out = last_evaluation(trainer) if trainer.eval_dataset is not None else {}
         trainer.save_model(str(run / "model"))
         looks.append(look(f"after {choices.get('loss', 'training')}", trainer, data, cfg))
         summary = summarize(trainer, looks, held_out) | {"seconds": round(time.time() - started, 1)}
@@ -148,7 +149,10 @@ def look(name: str, trainer: Trainer, data: Data, cfg: DictConfig) -> Look | Non
     if data.eval_pairs is None:
         return None
     tokenizer = trainer.processing_class
-    scores = evaluate.score(trainer.model, tokenizer, data.eval_pairs, cfg.train.max_length, bool(cfg.hardware.bf16))
+    fused = getattr(trainer, "packed", False)
+    scores = evaluate.score(
+        trainer.model, tokenizer, data.eval_pairs, cfg.train.max_length, bool(cfg.hardware.bf16), fused
+    )
     prompts = data.eval_pairs[: cfg.samples]["prompt"]
     texts = evaluate.answers(trainer.model, tokenizer, prompts)
     return Look(name, scores, {prompt[-1]["content"]: text for prompt, text in zip(prompts, texts, strict=True)})
