@@ -82,8 +82,8 @@ def load_model(model: DictConfig, lora: DictConfig, use_cpu: bool) -> PreTrained
         options["device_map"] = {"": "cpu" if use_cpu else torch.cuda.current_device()}
     loaded = _from_pretrained(AutoModelForCausalLM, model, **options)
     for module in loaded.modules():
-        # On a CPU with AVX-512-BF16, bitsandbytes repacks 4-bit weights for good at the first forward without gradients,
-        # and the layer then passes no gradient to its input, silently: adapters below it would never learn.
+        # On a CPU with AVX-512-BF16, bitsandbytes repacks 4-bit weights at the first forward without gradients, for
+        # good, and the layer then passes no gradient to its input, silently: adapters below it would never learn.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return loaded

@@ -48,9 +48,9 @@ def _answers(sample: dict) -> Table:
 
 
 def _where(run: Path) -> str:
-    return (
-        f"Run      {run}: model/ · summary.json · metrics.jsonl · manifest.json · config.yaml\n"
-        f"Look     wandb leet {run / 'wandb'} in the terminal, or `wandb sync` it to the dashboard"
-        if (run / "wandb").exists()
-        else f"Run      {run}: model/ · summary.json · metrics.jsonl · manifest.json · config.yaml"
-    )
+    files = [path for path in ("model", "preference/model", "summary.json", "metrics.jsonl") if (run / path).exists()]
+    lines = [f"Run   {run}: {' · '.join(files)}"]
+    if tracked := sorted(run.glob("**/wandb/*run-*"), key=lambda path: path.stat().st_mtime):
+        lines.append(f"Look  wandb leet {tracked[-1]}   (in the terminal)")
+        lines.append(f"      wandb sync {tracked[-1]}   (to the dashboard)")
+    return "\n".join(lines)
