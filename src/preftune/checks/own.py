@@ -31,7 +31,7 @@ KINDS = {
     "data.name": "str | None",
     "data.revision": "str | None",
     "data.eval_split": "str | None",
-    "data.pairs_rule": "Literal['best_worst', 'best_rest', 'neighbours', 'all']",
+    "data.pairs_rule": "Literal['best_worst', 'best_random', 'best_rest', 'neighbours', 'all']",
     "data.max_rows": "int | None",
     "data.on_bad_rows": "Literal['fail', 'skip']",
     "data.token_rows": "int | None",
@@ -39,6 +39,8 @@ KINDS = {
     "tracking.report_to": "Literal['wandb', 'trackio', 'none']",
     "tracking.group": "str | None",
     "tracking.run_name": "str | None",
+    "fastpath.tokens_per_batch": "int | None",
+    "fastpath.reference_cache": "str | None",
 }
 RANGES = {
     "data.eval_fraction": Range(least=0, below=1),
@@ -46,6 +48,9 @@ RANGES = {
     "data.max_rows": AT_LEAST_1,
     "data.token_rows": AT_LEAST_1,
     "samples": NOT_NEGATIVE,
+    "fastpath.bucket_batches": AT_LEAST_1,
+    "fastpath.tokens_per_batch": AT_LEAST_1,
+    "fastpath.reference_batch_tokens": AT_LEAST_1,
 }
 FILES = (".jsonl", ".json", ".parquet", ".csv", ".jinja", ".gz", ".bz2", ".xz", ".zst")
 

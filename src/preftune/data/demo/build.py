@@ -160,7 +160,9 @@ def build() -> dict[str, list[dict]]:
                 # Taking turns makes "the longer one is better" right for half of the pairs of every manner.
                 rejected = reject(entry, phrases, place % 2 == 0, used)
                 rows[name].append(as_row(entry, rejected) | {"manner": manner})
-        rows[name].sort(key=lambda row: draw("order", row["prompt"][0]["content"]))  # so that the first n are a fair sample
+        rows[name].sort(
+            key=lambda row: draw("order", row["prompt"][0]["content"])
+        )  # so that the first n are a fair sample
     return rows
 
 

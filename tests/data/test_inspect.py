@@ -1,0 +1,95 @@
+import json
+import re
+import time
+
+import numpy as np
+import pytest
+from base_section import pair
+from omegaconf import OmegaConf
+
+from preftune.data import inspection, label_noise, load, page, report
+from preftune.data.set_checks import couples_in_order
+
+TINY = ["model=tiny", "hardware=cpu", "data=file"]
+
+
+def rows(count=60):
+    return [pair(f"Why {i}?", f"good answer {i}", f"bad answer {i % 7}") for i in range(count)]
+
+
+def test_the_recipe_prints_one_json_object_and_leaves_a_page(typed, write, tmp_path):
+    path, out = write("rows.jsonl", [*rows(), pair("Why 3?", "good answer 3", "bad answer 3")]), tmp_path / "out"
+    done = typed("recipes.inspect_data", *TINY, f"data.path={path}", "format=json", "suspects=5", f"output_dir={out}")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told == json.loads((out / "findings.json").read_text())
+    assert told["rows"] == {"read": 61, "train": 58, "eval": 3, "skipped": 0}
+    assert told["shape"] == "prompt, chosen and rejected as texts"
+    assert set(told["tokens"]) == {"prompt", "chosen", "rejected"}
+    finding = next(finding for finding in told["findings"] if finding["code"] == "duplicate_rows")
+    assert finding["severity"] == "warning" and finding["count"] == 1 and finding["examples"] == ["rows.jsonl:61"]
+    suspects = [json.loads(line) for line in (out / "suspects.jsonl").open()]
+    assert [row["rank"] for row in suspects] == [1, 2, 3, 4, 5]
+    assert suspects[0]["swapped"] >= suspects[-1]["swapped"]
+    assert "<svg" in (out / "report.html").read_text()
+
+
+def test_errors_in_the_data_end_the_recipe_with_1(typed, write, tmp_path):
+    path = write("rows.jsonl", [*rows(), pair("How?", "")])
+    done = typed("recipes.inspect_data", *TINY, f"data.path={path}", f"output_dir={tmp_path / 'out'}")
+    assert done.returncode == 1
+    assert "error: empty_answer, 1: " in done.stdout and "rows.jsonl:61: chosen" in done.stdout
+    assert "|good| answer" not in done.stdout  # the tiny tokenizer has one token a byte
+    assert "chosen (" in done.stdout and "scored" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def hh_section():
+    from base_section import BASE, HH
+
+    if not HH.exists():
+        pytest.skip("needs ../shared/data/hh-harmless-2000.jsonl.gz")
+    return OmegaConf.create(
+        OmegaConf.to_container(BASE.data, resolve=False) | {"path": str(HH), "on_bad_rows": "fail", "token_rows": None}
+    )
+
+
+def test_2000_hh_dialogues_are_inspected_in_under_20_seconds_with_a_page_that_needs_nothing(hh_section, byte_tokenizer):
+    started = time.process_time()
+    seen = inspection.inspect(hh_section, None, byte_tokenizer, 1024, 0)
+    html = page.html(seen)
+    assert time.process_time() - started < 20
+    assert seen.read == 2000
+    assert {finding.code for finding in seen.errors()} == {"empty_answer", "role_order"}
+    assert not re.search(r"(src|href)=|url\(|@import|<script|https?://", html)
+    assert html.count("<svg") == html.count("</svg>") >= 6
+    figures = report.as_dict(seen)["sets"]["pairs"]
+    assert 0.4 < figures["longer_is_better"] < 0.5 < figures["bag_of_words"] < 0.65
+
+
+def test_swapped_labels_are_found_far_better_than_by_chance(section, byte_tokenizer):
+    from base_section import BASE
+
+    from preftune import models
+
+    pairs = load(section("pkg://preftune.data.demo/train.jsonl"), "paired", None, None, 0).train
+    pairs = pairs.add_column("origin", pairs["id"][:])
+    model = models.load_model(OmegaConf.merge(BASE.model, {"path": "embedded://tiny"}), OmegaConf.create({}), True)
+    features = label_noise.reading(model, byte_tokenizer, pairs, 256)
+    swapped = np.random.default_rng(0).permutation(len(pairs)) < 0.2 * len(pairs)
+    doubts = label_noise.swap_probabilities(np.where(swapped[:, None], -features, features))
+    assert couples_in_order(doubts, swapped)[0] > 0.8
+    assert swapped[np.argsort(-doubts)[: swapped.sum()]].mean() > 0.5
+
+
+def test_reference_log_probs_rank_swapped_labels_too():
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(5, 40, (2, 500))
+    logps = -lengths * (2 + draw.normal(0, 0.3, (2, 500))) + np.array([[0.2], [-0.2]]) * lengths
+    swapped = np.arange(500) % 5 == 0
+    lengths[:, swapped], logps[:, swapped] = lengths[::-1, swapped], logps[::-1, swapped]
+    columns = {"prompt_ids": [[1, 2]] * 500}
+    for at, side in enumerate(("chosen", "rejected")):
+        columns |= {f"{side}_ids": [[0] * int(n) for n in lengths[at]], f"ref_{side}_logps": logps[at]}
+    doubts = label_noise.swap_probabilities(label_noise.log_prob_features(columns, None))
+    assert couples_in_order(doubts, swapped)[0] > 0.7
