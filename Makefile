@@ -24,16 +24,17 @@ demo: $(READY) ## SFT, then DPO, on the embedded model and the shipped data (abo
 	$(RUN) recipes.sft_dpo experiment=demo $(ARGS)
 
 test: $(READY) ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 lint: $(READY) ## check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 bench: $(READY) ## speed and memory beside plain TRL, all tables (hours)
-	$(BIN)/python benchmarks/fastpath.py $(ARGS)
+	$(RUN) benchmarks.fastpath $(ARGS)
+	$(RUN) benchmarks.report
 
 bench-quick: $(READY) ## the same for one setting (under 8 minutes)
-	$(BIN)/python benchmarks/fastpath.py --quick $(ARGS)
+	$(RUN) benchmarks.fastpath --quick $(ARGS)
 
 bench-startup: $(READY) ## time of --help and of a config error beside TRL's command line
 	$(BIN)/python benchmarks/startup.py $(ARGS)

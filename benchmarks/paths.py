@@ -1,0 +1,236 @@
+"""One way to train, in a process of its own: it steps when it is told to, and says what each step took.
+
+Started by benchmarks/fastpath.py, which reads the lines that begin with BENCH. The ways are TRL as it comes, TRL tuned
+by hand, preftune, and the limit (benchmarks/limit.py).
+"""
+
+import ctypes
+import json
+import sys
+import tempfile
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import SequentialSampler
+from transformers import TrainerCallback
+
+from benchmarks import data, flops
+from preftune import fastpath
+from preftune.fastpath.reference_cache import reference_jobs, scored_example, without_kl
+
+TUNED = {"gradient_checkpointing": False}
+REFERENCE = {"precompute_ref_log_probs": True}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained, the same for every path."""
+
+    method: str = "dpo"  # dpo | kto | orpo
+    model: str = "smollm2"  # smollm2 | gpt2 | tiny
+    tuning: str = "lora"  # lora | full
+    dtype: str = "bfloat16"  # what autocast multiplies in; the weights are float32
+    source: str = "hh"  # hh | demo | synthetic-<prompt tokens>-<answer tokens>
+    batch: int = 8
+    max_length: int = 1024
+    rows: int | None = None  # of the data; None: all
+    seed: int = 0
+
+    @property
+    def rows_a_pair(self) -> int:
+        return 2 if self.method == "kto" else 1
+
+
+def say(**what) -> None:
+    print("BENCH", json.dumps(what), flush=True)
+
+
+def hear() -> None:
+    """Wait for the turn; end where nobody gives one any more."""
+    if not sys.stdin.readline():
+        sys.exit(1)
+
+
+def trainer_classes(method: str) -> tuple[type, type]:
+    if method == "orpo":
+        from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+        return ORPOTrainer, ORPOConfig
+    from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+
+    return (KTOTrainer, KTOConfig) if method == "kto" else (DPOTrainer, DPOConfig)
+
+
+class Staged:
+    """Over a trainer: its reference pass and its sequence of batches wait until the benchmark has picked the rows."""
+
+    staged = False
+
+    def _precompute_ref_logps(self, dataset, name, batch_size):
+        return super()._precompute_ref_logps(dataset, name, batch_size) if self.staged else dataset
+
+    def _get_train_sampler(self, train_dataset=None):
+        return SequentialSampler(self.train_dataset) if self.staged else super()._get_train_sampler(train_dataset)
+
+
+class Turns(TrainerCallback):
+    """Each optimizer step waits for its turn, and is timed by itself; the first one warms up."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        hear()
+        reset_peak()
+        self.began = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        say(step=state.global_step, seconds=time.perf_counter() - self.began, peak=memory("VmHWM"))
+
+
+def memory(field: str) -> float:
+    """GB of this process: VmRSS now, VmHWM at most since `reset_peak`."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024 / 1e9
+
+
+def reset_peak() -> None:
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier steps freed is not this step's
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def build(case: Case, path: str, folder: str):
+    """The trainer of this path, with its data tokenized and nothing computed yet."""
+    trainer_class, config_class = trainer_classes(case.method)
+    if path == "preftune":
+        trainer_class = fastpath.trainer_class(trainer_class)
+    options = {} if path == "trl_default" else TUNED | (REFERENCE if case.method != "orpo" else {})
+    trainer_class = type(
+        trainer_class.__name__, (Staged, trainer_class), {"reference_cache": Path(folder) / "reference"}
+    )
+    args = config_class(
+        output_dir=folder,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=case.dtype == "bfloat16",
+        report_to="none",
+        disable_tqdm=True,
+        logging_strategy="no",
+        save_strategy="no",
+        max_length=case.max_length,
+        per_device_train_batch_size=case.batch,
+        num_train_epochs=1,
+        seed=case.seed,
+        dataloader_pin_memory=False,
+        **options,
+    )
+    model, tokenizer, peft = data.model_of(case)
+    return trainer_class(model, args=args, train_dataset=data.pairs(case), processing_class=tokenizer, peft_config=peft)
+
+
+def planned(trainer) -> list[list[int]]:
+    """The batches of rows of the first epoch, as this trainer draws them."""
+    torch.manual_seed(trainer.args.seed)
+    return [list(batch) for batch in trainer.get_train_dataloader().batch_sampler]
+
+
+def collate(trainer, rows: list[int]) -> dict:
+    return trainer.data_collator([trainer.train_dataset[row] for row in rows])
+
+
+def spread(costs: np.ndarray, count: int) -> list[int]:
+    """`count` batches at even quantiles of what they cost."""
+    order = np.argsort(costs, kind="stable")
+    return [int(order[int((i + 0.5) / count * len(order))]) for i in range(count)]
+
+
+def reference_batches(trainer, path: str) -> list[dict]:
+    """The batches of this path's reference pass over all rows, collated; none where it has no such pass."""
+    if path == "trl_default" or not hasattr(trainer, "compute_ref_log_probs"):
+        return []
+    rows = trainer.train_dataset
+    if path == "preftune":
+        jobs = reference_jobs(rows, trainer.args.max_length, "keep_start", None)
+        examples = [[scored_example(rows[job.row], job.columns) for job in batch] for batch in trainer._batches(jobs)]
+        return [trainer.data_collator(batch) for batch in examples]
+    size = 1 if path == "limit" else trainer.args.per_device_train_batch_size
+    return [collate(trainer, list(range(i, min(i + size, len(rows))))) for i in range(0, len(rows), size)]
+
+
+def measure(case: Case, path: str, steps: int) -> None:
+    """Build, plan, step in turn, count; every finding is said."""
+    from benchmarks import limit
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build(case, path, folder)
+        way = limit.Limit(trainer) if path == "limit" else Way(trainer, path)
+        batches = [rows for rows in planned(trainer) if len(rows) == case.batch]
+        plan = np.array([flops.features(trainer, collate(trainer, rows), way.packed) for rows in batches])
+        picked = spread(plan[:, 0], steps)
+        warm = int(np.argmin(plan[:, 0]))
+        reference = reference_batches(trainer, path)
+        later = [flops.features(trainer, inputs, way.packed) for inputs in reference]
+        examples = data.calibration(trainer, plan.shape[1] + 1)
+        reset_peak()
+        idle = memory("VmRSS")
+        all_pairs, pairs = len(trainer.train_dataset) / case.rows_a_pair, sum(map(len, batches)) / case.rows_a_pair
+        trainer.train_dataset = trainer.train_dataset.select([row for i in [warm, *picked] for row in batches[i]])
+        say(ready=True, idle=idle, pairs=pairs, all_pairs=all_pairs)
+        hear()
+        sample = way.reference() if reference else None
+        say(reference=sample and sample[0])
+        way.train(steps + 1)
+        hear()
+        step_cost, step_error = flops.fit(way.step, examples, trainer, way.packed)
+        found = {"gflop": float(np.dot(plan.sum(axis=0), step_cost)) / 1e9, "fit_error": step_error}
+        found["picked_gflop"] = [float(np.dot(plan[i], step_cost)) / 1e9 for i in picked]
+        if reference:
+            cost, error = flops.fit(way.score, [way.scored(inputs) for inputs in examples], trainer, way.packed)
+            found["fit_error"] = max(error, step_error)
+            found["reference_gflop"] = float(np.dot(np.sum(later, axis=0), cost)) / 1e9
+            found["sample_gflop"] = float(np.dot(np.sum(sample[1], axis=0), cost)) / 1e9
+        say(done=found)
+
+
+class Way:
+    """A trainer's steps, its reference pass over the picked rows, and both by hand for counting."""
+
+    def __init__(self, trainer, path: str):
+        self.trainer, self.path = trainer, path
+        self.packed = path == "preftune" and trainer.packed
+
+    def reference(self) -> tuple[float, list]:
+        """Compute the picked rows' reference log-probs: seconds, and the features of the batches that it ran."""
+        trainer = self.trainer
+        ran = [flops.features(trainer, inputs, self.packed) for inputs in reference_batches(trainer, self.path)]
+        trainer.staged = True
+        began = time.perf_counter()
+        size = trainer.args.per_device_train_batch_size
+        trainer.train_dataset = trainer._precompute_ref_logps(trainer.train_dataset, "train", size)
+        return time.perf_counter() - began, ran
+
+    def train(self, steps: int) -> None:
+        self.trainer.staged = True
+        self.trainer.args.max_steps = steps
+        self.trainer.add_callback(Turns())
+        self.trainer.train()
+        self.trainer.optimizer.zero_grad()
+
+    def step(self, inputs: dict) -> None:
+        trainer = self.trainer
+        if getattr(trainer, "precompute_ref_logps", False):
+            inputs = inputs | flops.no_reference(inputs)
+        trainer.training_step(trainer.model_wrapped, inputs)
+
+    def scored(self, inputs: dict) -> dict:
+        """What of a training batch the reference pass takes: preftune's has KTO's mismatched answers as rows."""
+        return {name: value for name, value in inputs.items() if self.path != "preftune" or not name.startswith("KL_")}
+
+    def score(self, inputs: dict) -> None:
+        trainer = self.trainer
+        with without_kl(trainer) if self.path == "preftune" else nullcontext():
+            trainer.compute_ref_log_probs(trainer.model, trainer._prepare_inputs(inputs))
+
+
+if __name__ == "__main__":
+    measure(Case(**json.loads(sys.argv[1])), sys.argv[2], int(sys.argv[3]))
