@@ -75,6 +75,13 @@ def test_kto_logs_accuracies_and_log_probs_per_token(composed):
     assert first["logratios/chosen_per_token"] == pytest.approx(0, abs=1e-5)
 
 
+def test_kto_weighs_the_rarer_label_up(composed, tmp_path, capsys):
+    rows = [{"prompt": f"Say {i}.", "completion": f"It is {i}.", "label": i % 4 == 0} for i in range(32)]
+    (tmp_path / "thumbs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train(composed("kto", f"data.path={tmp_path / 'thumbs.jsonl'}", "data.eval_fraction=0"))
+    assert "KTO weights: desirable_weight 3, undesirable_weight 1" in capsys.readouterr().out
+
+
 def test_ipo_logs_its_margin_per_token_beside_its_target(composed):
     cfg = composed("dpo", "loss=ipo", "loss.beta=0.5")
     train(cfg)

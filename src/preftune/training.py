@@ -50,6 +50,9 @@ def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer=None) -> 
     if data.eval is None:
         arguments["eval_strategy"] = "no"
     evaluated = None if arguments["eval_strategy"] == "no" else data.eval
+    if "balance_labels" in cfg.loss and cfg.loss.balance_labels and data.kto_weights:
+        arguments |= {key: arguments[key] * weight for key, weight in data.kto_weights.items()}
+        print(f"KTO weights: {', '.join(f'{key} {arguments[key]:g}' for key in data.kto_weights)}")
     args = args_class(
         output_dir=cfg.output_dir,
         run_name=Path(cfg.output_dir).name,
@@ -60,7 +63,7 @@ def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer=None) -> 
     )
     model = models.load_model(cfg.model, cfg.lora, args.use_cpu)
     adapter = {key: value for key, value in cfg.lora.items() if key != "quantization"}
-    trainer = with_metrics(fastpath.trainer_class(trainer_class) if cfg.fastpath else trainer_class)(
+    trainer = with_metrics(faster(trainer_class, cfg.fastpath))(
         model=model,
         args=args,
         processing_class=tokenizer,
@@ -71,6 +74,13 @@ def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer=None) -> 
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer
+
+
+def faster(trainer_class: type, settings: DictConfig) -> type:
+    """`trainer_class` with preftune's fast path over it, unless `fastpath.enabled` is false."""
+    if not settings.enabled:
+        return trainer_class
+    return fastpath.trainer_class(trainer_class, **{key: settings[key] for key in settings if key != "enabled"})
 
 
 def with_metrics(trainer_class: type) -> type:

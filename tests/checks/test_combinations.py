@@ -96,7 +96,11 @@ def test_what_the_project_ships_has_no_problem(recipe, override):
             "train.save_steps",
             "wants a multiple of eval_steps (30) with load_best_model_at_end, got 50; for example train.save_steps=60",
         ),
-        (["data.eval_fraction=0", "train.eval_steps=9"], "train.eval_steps", "needs eval data; write data.eval_split="),
+        (
+            ["data.eval_split=null", "data.eval_fraction=0", "train.eval_steps=9"],
+            "train.eval_steps",
+            "needs eval data; write data.eval_split=",
+        ),
         (["data.streaming=true", "train.max_steps=9"], "data.streaming", "write loss.precompute_ref_log_probs=false"),
         (["data.streaming=true", "loss=simpo"], "data.streaming", "write train.max_steps=1000"),
         (["data.sft_fraction=0.1", "loss=dpo_sft"], "data.sft_fraction", "needs demonstrations; write data.sft_path="),

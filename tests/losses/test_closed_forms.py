@@ -49,13 +49,13 @@ def config(*overrides: str):
     small = ["train.max_steps=3", "train.learning_rate=3e-3", "train.save_strategy=no", "output_dir=???"]
     machine = ["hardware=cpu", "hardware.bf16=false", "hardware.per_device_train_batch_size=4", "tracking=none"]
     with initialize_config_module("preftune.conf", version_base="1.3"):
-        return compose("dpo", ["model=tiny", "lora=none", "fastpath=false", *small, *machine, *overrides])
+        return compose("dpo", ["model=tiny", "lora=none", "fastpath.enabled=false", *small, *machine, *overrides])
 
 
 def trainer_of(cfg, output_dir):
     """The trainer that preftune builds from `cfg`, on the eight pairs."""
     cfg.output_dir = str(output_dir)
-    return build_trainer(cfg, SimpleNamespace(train=rows(cfg.loss.view), eval=None))
+    return build_trainer(cfg, SimpleNamespace(train=rows(cfg.loss.view), eval=None, kto_weights=None))
 
 
 def closed_form(name: str, loss, batch: dict, policy, reference) -> torch.Tensor:
@@ -163,7 +163,7 @@ def test_discopop_starts_on_a_slope_that_points_the_wrong_way():
 def test_every_key_of_a_loss_is_one_of_its_trainers_and_beta_can_be_set(name):
     loss = config(f"loss={name}").loss
     arguments = get_class(loss.trainer.removesuffix("Trainer") + "Config").__dataclass_fields__
-    assert set(loss) - set(arguments) <= RESERVED["loss"]
+    assert set(loss) - set(arguments) <= set(RESERVED["loss"])
     assert ("beta" in loss) == (name != "sft")
     if "beta" in loss:
         assert config(f"loss={name}", "loss.beta=0.37").loss.beta == 0.37
@@ -193,7 +193,7 @@ def test_the_logged_logps_are_sums_or_means_as_docs_losses_says(name, unit, tmp_
 
 @pytest.mark.parametrize("name", ["dpo", "kto", "orpo", "simpo"])
 def test_the_fast_path_computes_the_same_loss(name, tmp_path):
-    cfg = config(f"loss={name}", "fastpath=true")
+    cfg = config(f"loss={name}", "fastpath.enabled=true")
     trainer = trainer_of(cfg, tmp_path)
     reference = trl_batches.plain(trainer.model)
     trainer.train()

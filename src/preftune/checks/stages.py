@@ -9,7 +9,7 @@ from preftune.checks.problems import Problem, closest
 # Keys that stand in a group beside the arguments, and are preftune's own
 RESERVED = {
     "train": (),
-    "loss": ("trainer", "view", "gamma_beta_ratio"),
+    "loss": ("trainer", "view", "gamma_beta_ratio", "balance_labels"),
     "hardware": (),
     "lora": ("quantization",),
 }
