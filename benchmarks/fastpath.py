@@ -29,8 +29,8 @@ from preftune.hardware import cpu_has_bf16
 
 PATHS = ("trl_default", "trl_tuned", "preftune", "limit")
 STEPS = {"trl_default": 3, "trl_tuned": 4, "preftune": 8, "limit": 6}
-QUICK_STEPS = {"trl_default": 1, "trl_tuned": 2, "preftune": 6, "limit": 3}
-QUICK = Case(dtype="bfloat16" if cpu_has_bf16() else "float32")
+QUICK_STEPS = {"trl_default": 1, "trl_tuned": 2, "preftune": 4, "limit": 3}
+QUICK = Case(dtype="bfloat16" if cpu_has_bf16() else "float32", max_length=512)  # at 1024 TRL tuned outgrows 24 GB
 GROWTH = [(64, 64), (256, 64), (768, 64), (256, 16), (256, 256)]  # prompt and answer tokens
 CASES = {
     **{f"{method}-lora-bf16": Case(method) for method in ("dpo", "kto", "orpo")},
