@@ -19,8 +19,10 @@ def test_the_users_line_composes_as_typed(typed):
     assert "path: mistralai/Mistral-7B-Instruct-v0.3" in shown.stdout
 
 
-def test_a_model_that_cannot_be_had_is_one_clear_line(typed):
-    failed = typed("recipes.dpo", "loss=ipo", "model=mistral7b", *CPU)
+@pytest.mark.parametrize("offline", ["1", "0"])
+def test_a_model_that_cannot_be_had_is_one_clear_line(typed, offline):
+    unreachable = {"HF_HUB_OFFLINE": offline, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    failed = typed("recipes.dpo", "loss=ipo", "model=mistral7b", *CPU, **unreachable)
     assert failed.returncode == 1
     assert "Traceback" not in failed.stderr
     [line] = [line for line in failed.stderr.splitlines() if "mistralai" in line]

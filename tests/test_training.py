@@ -128,6 +128,12 @@ def test_a_folder_with_other_things_in_it_is_refused(composed):
         train(cfg)
 
 
+def test_what_failed_before_training_may_be_started_again_in_its_place(composed):
+    with pytest.raises(ValueError, match="not a folder here"):
+        train(composed("dpo", "model=path", "model.path=nobody/nothing"))
+    assert train(composed("dpo"))["looks"]
+
+
 def test_a_resumed_run_equals_the_unbroken_one(composed, tmp_path):
     whole = composed("dpo", "train.max_steps=6", "train.save_steps=3", "train.eval_strategy=no")
     train(whole)
@@ -171,3 +177,12 @@ def test_full_fine_tuning_moves_every_weight_and_lora_only_its_own(composed):
     moving = {name for name, parameter in lora.model.named_parameters() if parameter.requires_grad}
     assert moving and all("lora_" in name for name in moving)
     assert all(parameter.dtype == torch.float32 for parameter in lora.model.parameters())
+
+
+def test_an_online_reference_is_a_copy_of_the_very_model_that_is_trained(composed):
+    from preftune.training import build_trainer
+
+    trainer = build_trainer(composed("dpo", "lora=none", "loss.precompute_ref_log_probs=false"))
+    assert trainer.ref_model is not trainer.model
+    for policy, reference in zip(trainer.model.parameters(), trainer.ref_model.parameters(), strict=True):
+        assert policy.data_ptr() != reference.data_ptr() and torch.equal(policy, reference)

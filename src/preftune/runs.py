@@ -41,7 +41,7 @@ def open_run(cfg: DictConfig) -> Path:
     """
     run = Path(cfg.output_dir)
     config = OmegaConf.to_container(cfg, resolve=True)
-    if (run / "config.yaml").exists():
+    if begun(run):
         if not cfg.resume:
             state = "a finished run" if (run / "summary.json").exists() else "an unfinished run"
             raise RunError(
@@ -59,13 +59,21 @@ def open_run(cfg: DictConfig) -> Path:
             )
     elif cfg.resume:
         raise RunError(f"resume=true: there is no run in output_dir={run}. Leave resume out to start one there")
-    elif run.exists() and any(run.iterdir()):
+    elif run.exists() and any(run.iterdir()) and not (run / "config.yaml").exists():
         raise RunError(
             f"output_dir={run} is not empty and holds no run of preftune's. Name another: output_dir=ANOTHER"
         )
     run.mkdir(parents=True, exist_ok=True)
     write_text(run / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     return run
+
+
+def begun(run: Path) -> bool:
+    """Whether there is anything to lose: a run, or a stage of one, that got as far as its manifest.
+
+    What failed before that (no model, bad data) left its config alone, and may be started again in its place.
+    """
+    return any(run.glob("manifest.json")) or any(run.glob("*/manifest.json"))
 
 
 def checkpoint_to_resume(run: Path, cfg: DictConfig) -> str | None:

@@ -1,5 +1,6 @@
 """One training run: config groups in, one TRL trainer out, and a run directory that says what happened."""
 
+import copy
 import dataclasses
 import logging
 import time
@@ -70,10 +71,18 @@ def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer=None) -> 
         train_dataset=data.train,
         eval_dataset=evaluated,
         peft_config=LoraConfig(**OmegaConf.to_container(OmegaConf.create(adapter))) if cfg.lora else None,
+        **own_reference(model, cfg, arguments),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer
+
+
+def own_reference(model, cfg: DictConfig, arguments: dict) -> dict:
+    """A copy of the model as the reference, where TRL would load one anew by name: without our revision and merges."""
+    if cfg.lora or arguments.get("precompute_ref_log_probs") is not False:
+        return {}
+    return {"ref_model": copy.deepcopy(model)}
 
 
 def faster(trainer_class: type, settings: DictConfig) -> type:
