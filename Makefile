@@ -33,7 +33,7 @@ bench: $(READY) ## speed and memory beside plain TRL, all tables (hours)
 	$(RUN) benchmarks.fastpath $(ARGS)
 	$(RUN) benchmarks.report
 
-bench-quick: $(READY) ## the same for one setting (under 8 minutes)
+bench-quick: $(READY) ## the same for one setting
 	$(RUN) benchmarks.fastpath --quick $(ARGS)
 
 bench-startup: $(READY) ## time of --help and of a config error beside TRL's command line

@@ -1,6 +1,6 @@
 """Speed, work and memory of preftune beside TRL as it comes, TRL tuned by hand, and the limit.
 
-python -m benchmarks.fastpath --quick        or: make bench-quick    one case, under 8 minutes on 2 cores
+python -m benchmarks.fastpath --quick        or: make bench-quick    one case
 python -m benchmarks.fastpath                or: make bench          every case of CASES
 
 Every path is a process of its own with the same model, data, batch size and seed. Its first epoch is planned as its
