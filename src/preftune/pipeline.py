@@ -25,7 +25,7 @@ def sft_then_preference(cfg: DictConfig) -> dict:
     print(f"Stage 1 of 2: SFT on the chosen answers ({run / SFT})")
     first = finished_or_trained(
         stage_config(cfg, run / SFT, loss=cfg.sft.loss, train=OmegaConf.merge(cfg.train, cfg.sft.train)),
-        choices | {"loss": choices.get("loss@sft.loss", "sft")},
+        choices | {"loss": SFT},
     )
     start = whole_model(run / SFT / "model", run / MERGED, cfg.model.dtype)
     print(f"Stage 2 of 2: {choices.get('loss', 'preference')}, policy and reference from the SFT result ({start})")

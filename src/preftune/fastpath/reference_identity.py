@@ -3,8 +3,9 @@
 import json
 
 import torch
-import xxhash
 from accelerate.utils import is_peft_model
+
+from preftune.models import weights_digest
 
 # Of a model's configuration, what does not change its log-probs: where it came from, how it generates, which tokens are
 # padding, and which kernel computes attention.
@@ -59,11 +60,7 @@ def reference_identity(model: torch.nn.Module, mixed_precision: str) -> tuple[st
     is Accelerate's.
     """
     state = reference_state(model)
-    digest = xxhash.xxh3_128()
-    for name in sorted(state):
-        tensor = state[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().reshape(-1).contiguous().view(torch.uint8).cpu().numpy())
+    digest = weights_digest(state)
     config = {key: value for key, value in model.config.to_dict().items() if key not in UNIMPORTANT}
     adapter = None
     if is_peft_model(model) and "ref" in model.peft_config:
