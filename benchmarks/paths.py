@@ -86,7 +86,9 @@ class Turns(TrainerCallback):
         self.began = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
-        say(step=state.global_step, seconds=time.perf_counter() - self.began, peak=memory("VmHWM"))
+        seconds, peak = time.perf_counter() - self.began, memory("VmHWM")
+        give_memory_back()  # the other paths' steps need it
+        say(step=state.global_step, seconds=seconds, peak=peak)
 
 
 def memory(field: str) -> float:
@@ -95,8 +97,12 @@ def memory(field: str) -> float:
     return int(line.split()[1]) * 1024 / 1e9
 
 
+def give_memory_back() -> None:
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def reset_peak() -> None:
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier steps freed is not this step's
+    give_memory_back()  # what earlier steps freed is not this step's
     Path("/proc/self/clear_refs").write_text("5")
 
 

@@ -10,10 +10,10 @@ from preftune import checks, errors
 
 @hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="sft_dpo")
 def main(cfg):
-    from preftune.pipeline import sft_then_preference  # imports torch: only after the checks
+    from preftune.pipeline import run_stages  # imports torch: only after the checks
 
     with errors.plainly():
-        sft_then_preference(cfg)
+        run_stages(cfg)
 
 
 if __name__ == "__main__":

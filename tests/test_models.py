@@ -5,7 +5,7 @@ import torch
 from omegaconf import OmegaConf
 
 from preftune import embedded, models
-from preftune.training import build_trainer
+from preftune.trainer import build_trainer
 
 
 @pytest.fixture

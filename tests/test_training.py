@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from preftune import checks, runs
-from preftune.training import train, trainer_arguments
+from preftune.trainer import build_trainer, trainer_arguments
+from preftune.training import train
 
 CONF = Path(__file__).parents[1] / "conf"
 LOSSES = sorted(path.stem for path in (CONF / "loss").glob("*.yaml"))
@@ -169,8 +170,6 @@ def test_a_config_that_cannot_work_stops_before_anything_is_written(composed):
 
 
 def test_full_fine_tuning_moves_every_weight_and_lora_only_its_own(composed):
-    from preftune.training import build_trainer
-
     full = build_trainer(composed("dpo", "lora=none"))
     assert all(parameter.requires_grad for parameter in full.model.parameters())
     lora = build_trainer(composed("dpo"))
@@ -180,8 +179,6 @@ def test_full_fine_tuning_moves_every_weight_and_lora_only_its_own(composed):
 
 
 def test_an_online_reference_is_a_copy_of_the_very_model_that_is_trained(composed):
-    from preftune.training import build_trainer
-
     trainer = build_trainer(composed("dpo", "lora=none", "loss.precompute_ref_log_probs=false"))
     assert trainer.ref_model is not trainer.model
     for policy, reference in zip(trainer.model.parameters(), trainer.ref_model.parameters(), strict=True):

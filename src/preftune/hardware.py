@@ -3,6 +3,7 @@
 import functools
 import os
 import platform
+import resource
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -78,6 +79,16 @@ def apple() -> list[Accelerator]:
     """Apple silicon shares its memory with the system, so none is promised."""
     arm = platform.system() == "Darwin" and platform.machine() == "arm64"
     return [Accelerator("Apple silicon", 0, True)] if arm else []
+
+
+def peak_memory_gb() -> float:
+    """The most memory of this process so far: of its accelerator, or resident without one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if platform.system() == "Darwin" else peak * 1024 / 1e9
 
 
 @functools.cache

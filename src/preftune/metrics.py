@@ -1,14 +1,26 @@
 """What preftune logs beside TRL's own metrics: log-probs and log-ratios per token, and accuracies where TRL has none.
 
 Units: natural log. `*_per_token` is the batch's sum over its completion tokens divided by their number, so that the
-numbers of trainers that log sums (DPO, KTO) and means (ORPO, CPO) can be compared.
+numbers of trainers that log sums (DPO, KTO) and means (ORPO, CPO) can be compared. `kl/per_token` estimates
+KL(reference ‖ policy) from the log-ratios r of the batch's answers, as the mean of exp(r) − 1 − r (Schulman 2020, k3),
+with r each answer's mean per token: never negative, and a lower bound where the tokens of an answer differ (Jensen).
 """
+
+import time
+from statistics import quantiles
 
 import torch
 
 
 class PerTokenMetrics:
-    """Mixin for trl.DPOTrainer and trl.KTOTrainer: reads the policy's log-probs as the loss is computed."""
+    """Mixin for trl.DPOTrainer and trl.KTOTrainer: reads the policy's log-probs as the loss is computed.
+
+    Of the batch computed last it keeps `logratios_per_token` (rows,), `scored_tokens` (their mean), `desirable_share`
+    (KTO) and `unscaled_loss`: what the step-0 invariants are about.
+    """
+
+    logratios_per_token: torch.Tensor | None = None
+    desirable_share: float | None = None
 
     def _compute_loss(self, model, inputs, return_outputs):
         calls = []
@@ -31,14 +43,20 @@ class PerTokenMetrics:
             chosen = torch.arange(len(sums), device=sums.device) < len(sums) // 2
             reference = torch.cat(parts) if None not in (parts := _reference_of_pairs(inputs)) else None
         self._log_per_token(mode, chosen, sums, tokens)
+        self.unscaled_loss = (result[0] if return_outputs else result).detach()
         if reference is not None:
             ratios = sums - reference.to(sums.device)
+            means = ratios / tokens.clamp(min=1)
+            self.logratios_per_token, self.scored_tokens = means, tokens.float().mean().item()
+            self._log(mode, "kl/per_token", (means.expm1() - means).clamp(min=0))
             if "label" in inputs:
+                self.desirable_share = chosen.float().mean().item()
                 self._log_accuracy(mode, ratios[chosen], ratios[~chosen])
-            elif "ipo" in self.loss_types:
-                means = ratios / tokens.clamp(min=1)
-                self._log(mode, "ipo/margin", means[chosen] - means[~chosen])
-                self._metrics[mode]["ipo/target"].append(1 / (2 * self.beta))
+            else:
+                self._log_by_length(mode, ratios[chosen] > ratios[~chosen], (tokens[chosen] + tokens[~chosen]) / 2)
+                if "ipo" in self.loss_types:
+                    self._log(mode, "ipo/margin", means[chosen] - means[~chosen])
+                    self._metrics[mode]["ipo/target"].append(1 / (2 * self.beta))
         return result
 
     def _log_per_token(self, mode: str, chosen: torch.Tensor, sums: torch.Tensor, tokens: torch.Tensor) -> None:
@@ -50,6 +68,24 @@ class PerTokenMetrics:
                 reward = self._metrics[mode][f"rewards/{name}"][-1]  # TRL's own, the mean over the rows of all ranks
                 self._metrics[mode][f"logratios/{name}_per_token"].append(reward / self.beta * n / count)
 
+    def _log_by_length(self, mode: str, right: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Held-out accuracy in thirds of the evaluation set by the mean tokens of a pair's two answers."""
+        if mode != "eval" or (bounds := self._thirds()) is None:
+            return
+        third = torch.bucketize(tokens.float(), torch.tensor(bounds, device=tokens.device))
+        right, third = self.accelerator.gather_for_metrics((right.float(), third))
+        for number, name in enumerate(("short", "medium", "long")):
+            if (rows := right[third == number]).numel():
+                self._metrics[mode][f"rewards/accuracies_{name}"].append(rows.mean().item())
+
+    def _thirds(self) -> list[float] | None:
+        if not hasattr(self, "_length_bounds"):
+            rows, self._length_bounds = self.eval_dataset, None
+            if "chosen_ids" in (getattr(rows, "column_names", None) or []) and len(rows) > 2:
+                both = zip(rows["chosen_ids"], rows["rejected_ids"], strict=True)
+                self._length_bounds = quantiles([(len(a) + len(b)) / 2 for a, b in both], n=3)
+        return self._length_bounds
+
     def _log_accuracy(self, mode: str, chosen: torch.Tensor, rejected: torch.Tensor) -> None:
         """KTO has no pairs: how often a desirable row of the batch is rewarded above an undesirable one."""
         if len(chosen) and len(rejected):
@@ -57,6 +93,27 @@ class PerTokenMetrics:
 
     def _log(self, mode: str, name: str, values: torch.Tensor) -> None:
         self._metrics[mode][name].append(self.accelerator.gather_for_metrics(values).mean().item())
+
+
+class Throughput:
+    """Mixin for every trainer: `tokens_per_second`, the tokens of the rows trained (without padding) over wall time."""
+
+    _tokens, _since = 0, None
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        self._since = self._since or time.perf_counter()
+        masks = [
+            v for k, v in inputs.items() if k in ("attention_mask", "chosen_attention_mask", "rejected_attention_mask")
+        ]
+        self._tokens += sum(int(mask.sum()) for mask in masks) * self.accelerator.num_processes
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def log(self, logs, start_time=None):
+        if "loss" in logs and self._tokens:
+            now = time.perf_counter()
+            logs["tokens_per_second"] = round(self._tokens / (now - self._since), 1)
+            self._tokens, self._since = 0, now
+        return super().log(logs, start_time)
 
 
 class PerTokenMeans:

@@ -8,7 +8,7 @@ import torch
 import xxhash
 from huggingface_hub import HfApi
 from omegaconf import DictConfig, OmegaConf
-from peft import AutoPeftModelForCausalLM
+from peft import PeftConfig, PeftModel
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -87,16 +87,33 @@ def load_model(model: DictConfig, lora: DictConfig, use_cpu: bool) -> PreTrained
     return loaded
 
 
-def merge(adapter: str | Path, target: str | Path, dtype: str = "float32") -> None:
+def merge(adapter: str | Path, target: str | Path, dtype: str = "float32", quantization: dict | None = None) -> None:
     """Add a PEFT adapter's update to its base model's weights, in `dtype`, and save the whole model with its tokenizer.
 
-    The base is loaded unquantized, so the result of a QLoRA run is merged into full-precision weights.
+    `quantization`: the keywords of BitsAndBytesConfig that the adapter was trained over, so that it is added to what it
+    has seen (`with_adapter`); without them it is added to the full-precision weights.
     """
-    merged = AutoPeftModelForCausalLM.from_pretrained(adapter, dtype=getattr(torch, dtype)).merge_and_unload()
+    options = {"dtype": getattr(torch, dtype)}
+    if quantization:
+        options["quantization_config"] = BitsAndBytesConfig(**quantization)
+        options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
+    base = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
+    merged = with_adapter(AutoModelForCausalLM.from_pretrained(base, **options), adapter)
     scratch = Path(tempfile.mkdtemp(prefix=".merge-", dir=Path(target).parent))
     merged.save_pretrained(scratch)
     AutoTokenizer.from_pretrained(adapter).save_pretrained(scratch)
     os.replace(scratch, target)
+
+
+def with_adapter(base: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
+    """`base` as a plain whole model with the adapter's update added to its weights.
+
+    A quantized base is dequantized first: merged into 4-bit weights, the sum would be rounded to 4 bits once more; and
+    the adapter makes up for what rounding did to these weights, so that over the full-precision ones it is too much.
+    """
+    if getattr(base, "is_quantized", False):
+        base = base.dequantize(base.dtype)
+    return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
 
 
 def describe(model: PreTrainedModel) -> str:

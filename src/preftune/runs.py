@@ -1,21 +1,27 @@
 """The run directory: opened once, never overwritten, and able to say what made it."""
 
+import contextlib
+import errno
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
-from transformers.trainer_utils import get_last_checkpoint
 
-from preftune.errors import UserError
+from preftune.errors import Interrupted, Stopped, UserError
 
 PACKAGES = ["preftune", "torch", "trl", "transformers", "datasets", "peft", "accelerate", "bitsandbytes", "wandb"]
-MAY_CHANGE = {"resume", "tracking", "hardware"}  # what a resumed run may set anew without becoming another run
+MAY_CHANGE = {"resume", "tracking", "hardware", "health", "gate"}  # what a resumed run may set anew and be the same run
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TORN = "inline_container.cc"  # where torch.save complains of a file that ends before what it wrote
 
 
 class RunError(UserError):
@@ -34,7 +40,76 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def open_run(cfg: DictConfig) -> Path:
+def main_process() -> bool:
+    """Whether this process is the one of its run that writes."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+@contextlib.contextmanager
+def opened(cfg: DictConfig, at_end: Callable[[Path], object], stages: bool = False) -> Iterator[Path]:
+    """The run directory of `cfg`, held by this process alone; status.json says how the run ended, then comes `at_end`.
+
+    `stages`: whether it is a pipeline's, whose stages know by themselves what is finished and what has changed. Raises
+    RunError where another process holds it, where `open_run` does, and where the disk is full.
+    """
+    run = Path(cfg.output_dir)
+    if not main_process():
+        yield run
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(
+            f"output_dir={run}: another process is training there. Name another: output_dir=ANOTHER"
+        ) from None
+    try:
+        for path in run.glob(".*"):
+            if path.name != ".lock":  # of a process that was killed while it wrote; nothing else has a name with a dot
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        open_run(cfg, stages)
+        try:
+            with _ending(run):
+                yield run
+        finally:
+            at_end(run)
+    finally:
+        with contextlib.suppress(OSError):
+            (run / ".lock").unlink()
+            run.rmdir()  # only where nothing was written into it
+        lock.release()
+
+
+@contextlib.contextmanager
+def _ending(run: Path) -> Iterator[None]:
+    """Keep status.json true: running, finished, stopped (by a guard), interrupted (by a signal) or failed."""
+    write_json(run / "status.json", {"state": "running", "process": os.getpid(), "machine": platform.node()})
+    state, why = "failed", None
+    try:
+        yield
+        state = "finished"
+    except (Stopped, Interrupted) as error:
+        state, why = "stopped" if isinstance(error, Stopped) else "interrupted", str(error)
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        if disk_is_full(error):
+            why = f"the disk is full ({run}): nothing that was there is lost. Make room, then go on with resume=true"
+            raise RunError(why) from error
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            write_json(run / "status.json", {"state": state, "why": why})
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error, as Python, torch or safetensors say it, means that there is no room to write."""
+    words = (TORN, *(os.strerror(number) for number in FULL))
+    return getattr(error, "errno", None) in FULL or any(each in str(error) for each in words)
+
+
+def open_run(cfg: DictConfig, stages: bool = False) -> Path:
     """The run directory of `cfg`, new, or with `resume=true` an unfinished one of the same config.
 
     Raises RunError where the directory holds a run already, or where there is nothing to resume.
@@ -48,18 +123,22 @@ def open_run(cfg: DictConfig) -> Path:
                 f"output_dir={run} holds {state}, and nothing is overwritten. Go on with it: resume=true. Or start "
                 "another: output_dir=ANOTHER"
             )
-        if (run / "summary.json").exists():
+        if (run / "summary.json").exists() and not stages:
             raise RunError(f"output_dir={run} holds a finished run; there is nothing to resume. See {run}/summary.json")
         before = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
         changed = sorted(k for k in config | before if k not in MAY_CHANGE and config.get(k) != before.get(k))
-        if changed:
+        if changed and not stages:
             raise RunError(
                 f"resume=true: {', '.join(changed)} differ from {run}/config.yaml, and the run would not be the same. "
                 "Give the same settings, or start another run: output_dir=ANOTHER"
             )
     elif cfg.resume:
         raise RunError(f"resume=true: there is no run in output_dir={run}. Leave resume out to start one there")
-    elif run.exists() and any(run.iterdir()) and not (run / "config.yaml").exists():
+    elif (
+        run.exists()
+        and any(path.name not in (".lock", "lineage.json") for path in run.iterdir())
+        and not (run / "config.yaml").exists()
+    ):
         raise RunError(
             f"output_dir={run} is not empty and holds no run of preftune's. Name another: output_dir=ANOTHER"
         )
@@ -74,11 +153,6 @@ def begun(run: Path) -> bool:
     What failed before that (no model, bad data) left its config alone, and may be started again in its place.
     """
     return any(run.glob("manifest.json")) or any(run.glob("*/manifest.json"))
-
-
-def checkpoint_to_resume(run: Path, cfg: DictConfig) -> str | None:
-    """The newest checkpoint of an unfinished run, or None where it starts from the beginning."""
-    return get_last_checkpoint(str(run)) if cfg.resume else None
 
 
 def manifest(cfg: DictConfig, **identities: object) -> dict:

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_module
 from hydra.utils import get_class
 
 from preftune.checks import RESERVED
-from preftune.training import build_trainer
+from preftune.trainer import build_trainer
 
 LOSSES = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "loss").glob("*.yaml"))
 ANSWERS = [

@@ -29,18 +29,19 @@ SYNTAX = "[]{}\"'$\\,"  # a value with one of these is meant as more than plain 
 REFUSALS = (HydraException, OmegaConfBaseException, ValueError, AssertionError)
 
 
-def command_line(config_name: str, argv: list[str] | None = None) -> list[str]:
+def command_line(config_name: str, argv: list[str] | None = None, here: bool = True) -> list[str]:
     """Check a recipe's command line; stop with exit code 2 and every problem on stderr where there is one.
 
     Returns the arguments as Hydra wants them, and puts them into sys.argv where `argv` is not given: flags first,
-    `++` before arguments of the trainer that no file names, no `+` before what is there already.
+    `++` before arguments of the trainer that no file names, no `+` before what is there already. `here` says whether
+    the recipe needs what its hardware names.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     args, strangers = get_args_parser().parse_known_intermixed_args(arguments)
     if args.hydra_help or args.shell_completion or args.experimental_rerun:
         return arguments
     options = dashed(arguments, strangers, args.overrides)
-    line = Line(args, config_name)
+    line = Line(args, config_name, here)
     if options or args.overrides or not line.only_shows:
         line.look(options)
     if line.problems:
@@ -80,10 +81,11 @@ def flags(arguments: list[str], overrides: list[str]) -> list[str]:
 class Line:
     """A command line under examination: what Hydra's parser made of it, the problems, what is to be rewritten."""
 
-    def __init__(self, args: argparse.Namespace, config_name: str):
+    def __init__(self, args: argparse.Namespace, config_name: str, here: bool = True):
         setup_globals()  # Hydra's resolvers, `now` and `hydra`
         self.config_name = args.config_name or config_name
         self.only_shows = bool(args.help or args.cfg or args.info)
+        self.here = here
         self.problems: list[Problem] = []
         self.rewritten: dict[str, str] = {}
         self.composed: dict[tuple[str, ...], DictConfig] = {}
@@ -185,7 +187,7 @@ class Line:
                 self.hydras_own(override, whole)
             elif not self.is_group(override):
                 self.lay(typed, override, cfg, known)
-        here = not self.only_shows and whole.hydra.runtime.choices.get("hydra/launcher") == "basic"
+        here = self.here and not self.only_shows and whole.hydra.runtime.choices.get("hydra/launcher") == "basic"
         typed_keys = {override.key_or_group for _, override in overrides}
         self.problems += [each for each in check(cfg, here=here) if not self.only_shows or each.key in typed_keys]
 

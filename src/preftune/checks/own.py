@@ -22,6 +22,7 @@ from preftune.checks.values import Wants, complaint, wants
 # What the keys of base.yaml want whose default does not tell
 KINDS = {
     "model.path": "str",
+    "model.reference": "str | None",
     "model.revision": "str | None",
     "model.dtype": "Literal['float32', 'bfloat16', 'float16']",
     "model.chat_template": "str | None",
@@ -36,6 +37,11 @@ KINDS = {
     "data.on_bad_rows": "Literal['fail', 'skip']",
     "data.token_rows": "int | None",
     "data.sft_path": "str | list | None",
+    "global_batch": "int | None",
+    "gate.on_fail": "Literal['stop', 'warn']",
+    "health.action": "Literal['warn', 'stop', 'rollback']",
+    "health.early_stopping": "int | None",
+    "sample_steps": "int | None",
     "tracking.report_to": "Literal['wandb', 'trackio', 'none']",
     "tracking.group": "str | None",
     "tracking.run_name": "str | None",
@@ -48,6 +54,12 @@ RANGES = {
     "data.max_rows": AT_LEAST_1,
     "data.token_rows": AT_LEAST_1,
     "samples": NOT_NEGATIVE,
+    "global_batch": AT_LEAST_1,
+    "data.assumed.rows": AT_LEAST_1,
+    "data.assumed.prompt_tokens": AT_LEAST_1,
+    "data.assumed.answer_tokens": AT_LEAST_1,
+    "sample_steps": AT_LEAST_1,
+    "gate.max_perplexity": Range(least=1),
     "fastpath.bucket_batches": AT_LEAST_1,
     "fastpath.tokens_per_batch": AT_LEAST_1,
     "fastpath.reference_batch_tokens": AT_LEAST_1,
@@ -57,8 +69,10 @@ FILES = (".jsonl", ".json", ".parquet", ".csv", ".jinja", ".gz", ".bz2", ".xz", 
 
 @functools.cache
 def base() -> dict[str, object]:
-    """Every key of conf/base.yaml with its default, by its dotted path."""
-    loaded = OmegaConf.load(resources.files("preftune.conf") / "base.yaml")
+    """Every key of conf/base.yaml, and the thresholds of conf/health, with its default, by its dotted path."""
+    conf = resources.files("preftune.conf")
+    loaded = OmegaConf.load(conf / "base.yaml")
+    loaded.health = OmegaConf.load(conf / "health" / "default.yaml")
     return dict(leaves(OmegaConf.to_container(loaded, resolve=False)))
 
 

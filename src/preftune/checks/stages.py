@@ -9,8 +9,8 @@ from preftune.checks.problems import Problem, closest
 # Keys that stand in a group beside the arguments, and are preftune's own
 RESERVED = {
     "train": (),
-    "loss": ("trainer", "view", "gamma_beta_ratio", "balance_labels"),
-    "hardware": (),
+    "loss": ("trainer", "view", "needs_sft", "gamma_beta_ratio", "balance_labels"),
+    "hardware": ("memory_gb", "tflops"),
     "lora": ("quantization",),
 }
 ADAPTERS = {"lora": "peft.LoraConfig", "lora.quantization": "transformers.BitsAndBytesConfig"}

@@ -1,0 +1,24 @@
+"""Talk to a run's model in the terminal, its reference beside it with --compare.
+
+`python -m recipes.chat run=runs/demo --compare`; `python -m recipes.chat --help` lists the keys.
+"""
+
+import sys
+
+import hydra
+
+from preftune import checks, errors
+
+
+@hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="chat")
+def main(cfg):
+    from preftune.chat import chat  # imports torch: only after the checks
+
+    with errors.plainly():
+        chat(cfg)
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = ["compare=true" if argument == "--compare" else argument for argument in sys.argv[1:]]
+    checks.command_line("chat")
+    main()

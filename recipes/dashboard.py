@@ -1,0 +1,21 @@
+"""The W&B workspace for preftune's runs: saved online, or its spec written offline.
+
+`python -m recipes.dashboard project=preftune`; `--help` lists the keys.
+"""
+
+import hydra
+
+from preftune import checks, errors
+
+
+@hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="dashboard")
+def main(cfg):
+    from preftune import dashboard
+
+    with errors.plainly():
+        print(dashboard.build(**cfg))
+
+
+if __name__ == "__main__":
+    checks.command_line("dashboard")
+    main()

@@ -1,0 +1,26 @@
+"""Models on held-out data: accuracy, margin, log-ratios, KL, perplexity, answers, win rate; several in one table.
+
+`python -m recipes.evaluate models=[runs/demo]`; `format=json`; `--help` lists the keys.
+"""
+
+import contextlib
+import sys
+
+import hydra
+
+from preftune import checks, errors
+
+
+@hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="evaluate")
+def main(cfg):
+    with errors.plainly():
+        with contextlib.redirect_stdout(sys.stderr):  # libraries announce themselves there, and JSON must stand alone
+            from preftune.evaluate import evaluation  # imports torch: only after the checks
+
+            told = evaluation.run(cfg)
+        print(told)
+
+
+if __name__ == "__main__":
+    checks.command_line("evaluate")
+    main()

@@ -1,0 +1,21 @@
+"""A run's result as one whole model that anything can load: weights, tokenizer, chat template, model card.
+
+`python -m recipes.export run=runs/demo output=exported/demo`; `--help` lists the keys.
+"""
+
+import hydra
+
+from preftune import checks, errors
+
+
+@hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="export")
+def main(cfg):
+    from preftune.export import export  # imports torch: only after the checks
+
+    with errors.plainly():
+        print(export(**cfg))
+
+
+if __name__ == "__main__":
+    checks.command_line("export")
+    main()

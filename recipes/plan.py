@@ -1,0 +1,21 @@
+"""What a run would take: memory, whether it fits, steps, tokens and time; no weights are read.
+
+`python -m recipes.plan model=mistral7b lora=qlora hardware=gpu24gb`; `format=json`; `--help` lists the keys.
+"""
+
+import hydra
+
+from preftune import checks, errors
+
+
+@hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="plan")
+def main(cfg):
+    from preftune.plan.command import report  # imports torch: only after the checks
+
+    with errors.plainly():
+        print(report(cfg))
+
+
+if __name__ == "__main__":
+    checks.command_line("plan", here=False)
+    main()

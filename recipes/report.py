@@ -1,0 +1,27 @@
+"""The page of a run, written anew from its directory, or of several beside each other.
+
+`python -m recipes.report RUN`; `python -m recipes.report RUN RUN --output comparison.html`.
+"""
+
+import argparse
+from pathlib import Path
+
+from preftune import errors, report
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.report", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="a run directory (output_dir)")
+    parser.add_argument("--output", type=Path, help="default: RUN/report.html, comparison.html for several")
+    given = parser.parse_args()
+    with errors.plainly():
+        if len(given.runs) == 1:
+            print(report.write(given.runs[0], given.output))
+        else:
+            print(report.compare(given.runs, given.output or Path("comparison.html")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Checkpoints that can be trusted: sealed with the hash of each file when whole, checked before they are resumed "
+"from."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import xxhash
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from preftune import runs
+
+SEAL = "hashes.json"  # written last: a checkpoint without it is half a checkpoint
+BLOCK = 2**22
+
+
+class Seal(TrainerCallback):
+    """Seals each checkpoint once all ranks have written theirs."""
+
+    def on_save(self, args, state, control, **kwargs):
+        wait_for_all()
+        if state.is_world_process_zero:
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+def seal(folder: Path) -> None:
+    """Write the seal of a folder; transformers' pickled arguments, which nothing reads, are taken out first."""
+    (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+    runs.write_json(folder / SEAL, {str(path.relative_to(folder)): digest(path) for path in files(folder)})
+
+
+def files(folder: Path) -> Iterator[Path]:
+    """Every file below a folder but the seal, in order."""
+    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != SEAL)
+
+
+def digest(path: Path) -> str:
+    """The xxh3 hash of a file."""
+    state = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            state.update(block)
+    return state.hexdigest()
+
+
+def fault(folder: Path) -> str | None:
+    """What is wrong with a sealed folder, in words; None where every file is what it was."""
+    try:
+        sealed = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return "half written"
+    except ValueError:
+        return f"{SEAL} is damaged"
+    for name, known in sealed.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if digest(folder / name) != known:
+            return f"{name} is damaged"
+    return None
+
+
+def newest(run: Path, before: float = float("inf")) -> Path | None:
+    """The newest whole checkpoint of a run below step `before`; each that is skipped is named, with the reason."""
+    found = {
+        int(path.name.split("-")[1]): path for path in run.glob("checkpoint-*") if path.name.split("-")[1].isdigit()
+    }
+    for step in sorted((step for step in found if step < before), reverse=True):
+        if (what := fault(found[step])) is None:
+            return found[step]
+        print(f"{found[step]}: {what}; skipped")
+    return None
+
+
+def save_whole(target: Path, save: Callable[[str], None]) -> None:
+    """Let `save` write a folder under another name, seal it, and move it into place; on every rank of a run."""
+    scratch = target.with_name(f".{target.name}-in-writing")
+    if runs.main_process():
+        shutil.rmtree(scratch, ignore_errors=True)
+    wait_for_all()
+    save(str(scratch))
+    wait_for_all()
+    if runs.main_process():
+        seal(scratch)
+        shutil.rmtree(target, ignore_errors=True)
+        scratch.rename(target)
+    wait_for_all()
+
+
+def restore(trainer: Trainer, checkpoint: Path) -> None:
+    """Put a checkpoint's weights into the trainer's model."""
+    trainer._load_from_checkpoint(str(checkpoint))
+
+
+def wait_for_all() -> None:
+    """Until every rank is here."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()

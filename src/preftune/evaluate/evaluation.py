@@ -1,0 +1,218 @@
+"""recipes.evaluate: every model of a list on its held-out pairs, as one table or as JSON."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from preftune import judge, training
+from preftune.data import load as load_data
+from preftune.errors import UserError
+from preftune.evaluate import generation, lm_tasks, pairs, subjects
+from preftune.evaluate.pairs import PairScores
+from preftune.evaluate.statistics import at_equal_length, wilson
+from preftune.evaluate.subjects import Loaded, Subject
+from preftune.runs import write_json
+
+FORMATS = ("table", "json")
+ROWS = {  # of a model's figures: what it is called in the table, and its format
+    "pairs": ("held-out pairs", "d"),
+    "accuracy": ("accuracy of implicit rewards", ".1%"),
+    "accuracy_ci": ("  95% interval", ".1%"),
+    "length_controlled_accuracy": ("  at equal length", ".1%"),
+    "margin": ("margin", ".4f"),
+    "logratio_chosen_per_token": ("log-ratio chosen, nats a token", "+.4f"),
+    "logratio_rejected_per_token": ("log-ratio rejected, nats a token", "+.4f"),
+    "kl": ("KL to the reference, nats an answer", ".3f"),
+    "kl_error": ("  standard error", ".3f"),
+    "kl_per_token": ("  nats a token", ".4f"),
+    "perplexity": ("perplexity of SFT data", ".2f"),
+    "reference_perplexity": ("  the reference's", ".2f"),
+    "win_rate": ("win rate against the reference", ".1%"),
+    "win_rate_ci": ("  95% interval", ".1%"),
+    "length_controlled_win_rate": ("  at equal length", ".1%"),
+}
+
+
+class EvaluationError(UserError):
+    """A setting of recipes.evaluate that cannot be followed."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a model is evaluated on: pairs, and demonstrations for the perplexity (None: the pairs' chosen answers)."""
+
+    pairs: Dataset
+    demonstrations: Dataset | None
+    max_length: int | None
+
+
+def run(cfg: DictConfig) -> str:
+    """Evaluate `cfg.models`; returns the table or the JSON. `cfg.output` is a file for the JSON, whatever is returned.
+
+    Raises SubjectError, DataError, ModelError and EvaluationError, most of them before a model is loaded.
+    """
+    training.quiet()
+    if cfg.format not in FORMATS:
+        raise EvaluationError(f"format={cfg.format}: wants table or json")
+    lm_tasks.require(list(cfg.tasks))
+    named = [cfg.models] if isinstance(cfg.models, str) else list(cfg.models)
+    if not named:
+        raise EvaluationError("models=[]: name at least one, such as models=[runs/demo]")
+    found = [subjects.find(name) for name in named]
+    decide = judge.build(cfg.judge)
+    first = next((each for each in found if each.cfg is not None), None)
+    rows = [row(each, first or each, cfg, decide) for each in found]
+    if cfg.output is not None:
+        write_json(Path(cfg.output), rows)
+    return json.dumps(rows, indent=2, ensure_ascii=False) if cfg.format == "json" else table(rows)
+
+
+def row(subject: Subject, first: Subject, cfg: DictConfig, decide: judge.Judge | None) -> dict:
+    """The figures of one model; what its own run does not say (β, data, precision) is the first run's.
+
+    Raises what `run` raises.
+    """
+    teacher = subject if subject.cfg is not None else first
+    bf16 = teacher.bf16 if cfg.bf16 is None else cfg.bf16
+    beta = cfg.beta or teacher.beta or 0.1  # TRL's default, where neither a run nor the user names one
+    loaded = subjects.load(subject, cfg.reference)
+    data = held_out(cfg, teacher, loaded.tokenizer)
+    policy = pairs.score(loaded.model, loaded.tokenizer, data.pairs, data.max_length, bf16)
+    with loaded.reference() as other:
+        reference = pairs.score(other, loaded.tokenizer, data.pairs, data.max_length, bf16)
+    return {
+        "model": subject.name,
+        "reference": cfg.reference or subject.start.path,
+        "beta": beta,
+        **preferences(policy, reference, beta),
+        **drift(loaded, data, cfg, bf16),
+        **forgetting(loaded, data, policy, reference, bf16),
+        **answers(loaded, data, cfg, decide),
+        **({"tasks": benchmarks(loaded, cfg)} if cfg.tasks else {}),
+    }
+
+
+def held_out(cfg: DictConfig, teacher: Subject, tokenizer) -> HeldOut:
+    """The pairs that the run held out, by its own data, seed and fraction, or all rows of `eval_data`.
+
+    Raises DataError where they cannot be read, and EvaluationError where there are none.
+    """
+    length = subjects.base().train.max_length if teacher.cfg is None else teacher.cfg.train.max_length
+    shown = whole_set(cfg.sft_data, "demonstrations", tokenizer, length) if cfg.sft_data else None
+    if cfg.eval_data:
+        found = whole_set(cfg.eval_data, "paired", tokenizer, length)
+    elif teacher.cfg is None:
+        raise EvaluationError(f"{teacher.name} is no run, and holds no data out: name some, eval_data=FILE")
+    else:
+        settings = OmegaConf.merge(subjects.base().data, teacher.cfg.data, {"skipped_file": None})
+        view, seed = teacher.cfg.loss.view, teacher.cfg.train.seed
+        found = load_data(settings, view=view, tokenizer=tokenizer, max_length=length, seed=seed).eval_pairs
+    if found is None or not len(found):
+        raise EvaluationError(f"{teacher.name} held no pairs out (data.eval_split, data.eval_fraction): eval_data=FILE")
+    return HeldOut(found.select(range(min(len(found), cfg.max_pairs or len(found)))), shown, length)
+
+
+def whole_set(path, view: str, tokenizer, max_length: int | None) -> Dataset:
+    """All rows of a data set (anything that data.path takes) in the form of a view. Raises DataError."""
+    settings = OmegaConf.merge(subjects.base().data, {"path": path, "eval_fraction": 0.0, "skipped_file": None})
+    return load_data(settings, view=view, tokenizer=tokenizer, max_length=max_length, seed=0).train
+
+
+def preferences(policy: PairScores, reference: PairScores, beta: float) -> dict:
+    """How the implicit rewards rank the pairs, and where the log-probs went; log-ratios in nats a token."""
+    margins = pairs.margins(policy, reference, beta)
+    right, rewards = (margins > 0).double(), pairs.implicit_rewards(policy, reference, beta)
+    ratios = {side: getattr(policy, side) - getattr(reference, side) for side in ("chosen", "rejected")}
+    return {
+        "pairs": len(margins),
+        "accuracy": rewards["reward_accuracy"],
+        "accuracy_ci": wilson(right.sum().item(), len(right)),
+        "length_controlled_accuracy": at_equal_length(right, policy.chosen_tokens - policy.rejected_tokens),
+        "logp_accuracy": policy.logp_accuracy(),
+        "margin": rewards["reward_margin"],
+        "logratio_chosen_per_token": (ratios["chosen"].sum() / policy.chosen_tokens.sum()).item(),
+        "logratio_rejected_per_token": (ratios["rejected"].sum() / policy.rejected_tokens.sum()).item(),
+        "by_length": rewards["by_length"],
+    }
+
+
+def drift(loaded: Loaded, data: HeldOut, cfg: DictConfig, bf16: bool) -> dict:
+    """KL(policy ‖ reference) by sampling, in nats; null where no prompts are wanted for it."""
+    if not cfg.kl_prompts:
+        return {"kl": None, "kl_error": None, "kl_per_token": None, "kl_tokens": None}
+    prompts = data.pairs[: cfg.kl_prompts]["prompt"]
+    drawn = generation.sampled(loaded.model, loaded.tokenizer, prompts, cfg.max_new_tokens, bf16, cfg.seed)
+    found = generation.divergence(loaded.model, loaded.reference, drawn, bf16)
+    return {"kl": found.answer, "kl_error": found.error, "kl_per_token": found.token, "kl_tokens": found.tokens}
+
+
+def forgetting(loaded: Loaded, data: HeldOut, policy: PairScores, reference: PairScores, bf16: bool) -> dict:
+    """Perplexity of the SFT data under policy and reference: what it rises by was forgotten."""
+    if data.demonstrations is None:
+        return {"perplexity": policy.perplexity(), "reference_perplexity": reference.perplexity()}
+    tokens = [pairs.row_tokens(loaded.tokenizer, each, "completion", data.max_length) for each in data.demonstrations]
+    rows = [[row] for row in tokens]
+    mine = pairs.log_probs(loaded.model, loaded.tokenizer, rows, bf16)
+    with loaded.reference() as other:
+        theirs = pairs.log_probs(other, loaded.tokenizer, rows, bf16)
+    return {"perplexity": pairs.perplexity(*mine), "reference_perplexity": pairs.perplexity(*theirs)}
+
+
+def answers(loaded: Loaded, data: HeldOut, cfg: DictConfig, decide: judge.Judge | None) -> dict:
+    """Greedy answers of policy and reference to the first prompts, and how often the judge prefers the policy's."""
+    wanted = max(cfg.generations, cfg.judged_prompts if decide else 0)
+    prompts = data.pairs[:wanted]["prompt"] if wanted else []
+    mine = generation.answers(loaded.model, loaded.tokenizer, prompts, cfg.max_new_tokens)
+    with loaded.reference() as other:
+        theirs = generation.answers(other, loaded.tokenizer, prompts, cfg.max_new_tokens)
+    both = list(zip(prompts, mine, theirs, strict=True))
+    shown = [{"prompt": p[-1]["content"], "policy": a, "reference": b} for p, a, b in both[: cfg.generations]]
+    rate = judge.win_rate(decide, both[: cfg.judged_prompts], loaded.tokenizer) if decide else {}
+    return rate | {"generations": shown}
+
+
+def benchmarks(loaded: Loaded, cfg: DictConfig) -> dict:
+    """The results of lm-eval's tasks for the policy, with its adapter on."""
+    return lm_tasks.results(loaded.model, loaded.tokenizer, list(cfg.tasks), cfg.tasks_limit, cfg.tasks_path)
+
+
+def table(rows: list[dict]) -> str:
+    """The models side by side, then their answers."""
+    console = Console(width=110, force_terminal=False)
+    with console.capture() as captured:
+        numbers = Table(title="Held-out data", title_justify="left")
+        numbers.add_column()
+        for each in rows:
+            numbers.add_column(each["model"], justify="right", overflow="fold")
+        for key, (label, form) in ROWS.items():
+            if any(each.get(key) is not None for each in rows):
+                numbers.add_row(label, *(written(each.get(key), form) for each in rows))
+        for task, metric in dict.fromkeys((t, m) for each in rows for t, f in each.get("tasks", {}).items() for m in f):
+            numbers.add_row(f"{task} {metric}", *(written(each["tasks"][task].get(metric), ".4f") for each in rows))
+        numbers.add_section()
+        numbers.add_row("reference", *(each["reference"] for each in rows))
+        console.print(numbers)
+        for each in rows:
+            for shown in each["generations"]:
+                console.print(side_by_side(each["model"], shown))
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def written(value, form: str) -> str:
+    if isinstance(value, list):
+        return "–".join(format(each, form) for each in value)
+    return "–" if value is None else format(value, form)
+
+
+def side_by_side(model: str, shown: dict) -> Table:
+    """One prompt with both answers beside each other."""
+    grid = Table(title=f"“{shown['prompt']}”", title_justify="left", show_lines=True, width=110)
+    grid.add_column(model, ratio=1, overflow="fold")
+    grid.add_column("reference", ratio=1, overflow="fold")
+    grid.add_row(shown["policy"], shown["reference"])
+    return grid

@@ -1,0 +1,102 @@
+"""What a model says: its greedy answers, answers drawn from it, and the KL divergence that these measure."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from preftune.evaluate.pairs import token_ids
+
+BATCH = 8  # prompts
+# The model's own distribution and nothing else: no cut of the tail, no penalty, whatever its generation config says
+PLAIN_SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+
+
+def answers(
+    model, tokenizer: PreTrainedTokenizerBase, prompts: list[list[dict]], max_new_tokens: int = 64
+) -> list[str]:
+    """The model's greedy answer to each prompt (a message list), cut after `max_new_tokens`."""
+    drawn = (_generated(model, tokenizer, [prompt], max_new_tokens, do_sample=False) for prompt in prompts)
+    return [tokenizer.decode(ids[0][1], skip_special_tokens=True).strip() for ids in drawn]
+
+
+def sampled(
+    model, tokenizer: PreTrainedTokenizerBase, prompts: list[list[dict]], max_new_tokens: int, bf16: bool, seed: int
+) -> list[tuple[list[int], list[int]]]:
+    """(prompt, answer) in tokens, an answer to each prompt drawn from the model at temperature 1, EOS included."""
+    drawn = []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for start in tqdm(range(0, len(prompts), BATCH), desc="drawing answers", unit="batch", leave=False):
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+                batch = prompts[start : start + BATCH]
+                drawn += _generated(model, tokenizer, batch, max_new_tokens, **PLAIN_SAMPLING)
+    return drawn
+
+
+@torch.no_grad()
+def _generated(model, tokenizer, prompts: list[list[dict]], max_new_tokens: int, **options):
+    """(prompt, answer) in tokens for each prompt of a batch; an answer ends with its EOS, or is cut."""
+    rows = [token_ids(tokenizer, prompt, add_generation_prompt=True) for prompt in prompts]
+    length = max(map(len, rows))
+    ids = torch.tensor([[tokenizer.pad_token_id] * (length - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
+    training = model.training
+    model.eval()
+    output = model.generate(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        max_new_tokens=max_new_tokens,
+        use_cache=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **options,
+    )
+    model.train(training)
+    new = output[:, length:].tolist()
+    return [(row, _to_eos(answer, tokenizer.eos_token_id)) for row, answer in zip(rows, new, strict=True)]
+
+
+def _to_eos(answer: list[int], eos: int) -> list[int]:
+    return answer[: answer.index(eos) + 1] if eos in answer else answer
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """KL(policy ‖ reference) in nats: an answer, its standard error over the answers, and a token; tokens an answer."""
+
+    answer: float
+    error: float | None  # None where there is one answer
+    token: float
+    tokens: float
+
+
+@torch.no_grad()
+def divergence(policy, reference, drawn: list[tuple[list[int], list[int]]], bf16: bool) -> Divergence:
+    """KL(policy ‖ reference) over `drawn`, (prompt, answer) pairs that were drawn from the policy.
+
+    `reference` is a function that gives a context manager of the reference model, which may be the policy with its
+    adapter off. The estimator is Rao-Blackwellized Monte Carlo (Amini et al. 2025, arXiv:2504.10637): over answers
+    drawn from the policy, the mean of Σ_t KL(π(·|x, y<t) ‖ π_ref(·|x, y<t)), each term exact over the vocabulary. It is
+    unbiased as Σ log π/π_ref is, never negative, and of less variance. Answers are cut, so it is the divergence of
+    their first tokens.
+    """
+    totals = []
+    for prompt, answer in tqdm(drawn, desc="KL to the reference", unit="answer", leave=False):
+        log_policy = _next_tokens(policy, prompt, answer, bf16)
+        with reference() as other:
+            log_reference = _next_tokens(other, prompt, answer, bf16)
+        totals.append((log_policy.exp() * (log_policy - log_reference)).sum(-1).sum().item())
+    each, count = torch.tensor(totals, dtype=torch.float64), sum(len(answer) for _, answer in drawn)
+    error = each.std().item() / math.sqrt(len(each)) if len(each) > 1 else None
+    return Divergence(each.mean().item(), error, each.sum().item() / count, count / len(each))
+
+
+def _next_tokens(model, prompt: list[int], answer: list[int], bf16: bool) -> torch.Tensor:
+    """Log-probs of every token at each position of the answer, (len(answer), vocabulary), in float32."""
+    ids = torch.tensor([prompt + answer], device=model.device)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+        logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer) + 1).logits
+    return logits[0, :-1].float().log_softmax(-1)

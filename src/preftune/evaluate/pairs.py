@@ -1,0 +1,165 @@
+"""What a model thinks of held-out pairs: log-probs, perplexity, accuracies, and these by the length of the answers."""
+
+import contextlib
+import math
+from dataclasses import dataclass
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+from trl.trainer.utils import add_fused_lm_head
+
+BATCH = 8  # pairs
+
+Row = tuple[list[int], int]  # token ids of prompt and answer, and where the answer begins
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """Log-probs of n held-out pairs, each tensor of shape (n,): sums in nats over the completion, and its tokens."""
+
+    chosen: torch.Tensor
+    rejected: torch.Tensor
+    chosen_tokens: torch.Tensor
+    rejected_tokens: torch.Tensor
+
+    def perplexity(self) -> float:
+        """Per-token perplexity of the chosen answers: exp(−Σ log π / Σ tokens)."""
+        return perplexity(self.chosen, self.chosen_tokens)
+
+    def logp_right(self) -> torch.Tensor:
+        """Of each pair, whether the chosen answer has the higher mean log-prob per token: 1.0 or 0.0."""
+        return (self.chosen / self.chosen_tokens > self.rejected / self.rejected_tokens).double()
+
+    def logp_accuracy(self) -> float:
+        """How often the chosen answer has the higher mean log-prob per token; needs no reference."""
+        return self.logp_right().mean().item()
+
+    def by_length(self, **right: torch.Tensor) -> list[dict]:
+        """The terciles of the pairs by tokens of an answer (mean of both), shortest first, with the means of `right`.
+
+        An accuracy that falls from bucket to bucket belongs to short answers alone. Fewer than three pairs: fewer rows.
+        """
+        tokens = (self.chosen_tokens + self.rejected_tokens) / 2
+        return [
+            {
+                "tokens": f"{tokens[rows].min().item():.0f}–{tokens[rows].max().item():.0f}",
+                "pairs": len(rows),
+                **{name: values[rows].double().mean().item() for name, values in right.items()},
+            }
+            for rows in tokens.argsort(stable=True).tensor_split(3)
+            if len(rows)
+        ]
+
+    def summary(self) -> dict:
+        """The figures above, and the mean log-prob of an answer: its sum, and per token over all answers."""
+        return {
+            "perplexity": self.perplexity(),
+            "logp_accuracy": self.logp_accuracy(),
+            "logps_chosen": self.chosen.mean().item(),
+            "logps_rejected": self.rejected.mean().item(),
+            "logps_chosen_per_token": (self.chosen.sum() / self.chosen_tokens.sum()).item(),
+            "logps_rejected_per_token": (self.rejected.sum() / self.rejected_tokens.sum()).item(),
+            "by_length": self.by_length(logp_accuracy=self.logp_right()),
+        }
+
+
+def perplexity(sums: torch.Tensor, tokens: torch.Tensor) -> float:
+    """exp(−Σ log π / Σ tokens) of answers with these log-probs and tokens, each of shape (n,)."""
+    return math.exp(-(sums.sum() / tokens.sum()).item())
+
+
+def margins(policy: PairScores, reference: PairScores, beta: float) -> torch.Tensor:
+    """β·((log π − log π_ref)(chosen) − (log π − log π_ref)(rejected)) of each pair (Rafailov et al. 2023): (n,)."""
+    return beta * ((policy.chosen - reference.chosen) - (policy.rejected - reference.rejected))
+
+
+def implicit_rewards(policy: PairScores, reference: PairScores, beta: float) -> dict:
+    """Accuracy and margin of the implicit reward β·(log π − log π_ref) on the same pairs; both accuracies by length.
+
+    Its `by_length` is the policy's own, with the implicit reward's `accuracy` beside it: it takes that one's place.
+    """
+    each = margins(policy, reference, beta)
+    right = (each > 0).double()
+    return {
+        "reward_accuracy": right.mean().item(),
+        "reward_margin": each.mean().item(),
+        "by_length": policy.by_length(logp_accuracy=policy.logp_right(), accuracy=right),
+    }
+
+
+def score(
+    model, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, max_length: int, bf16: bool, fused: bool = False
+) -> PairScores:
+    """The PairScores of `model` on rows of message lists (prompt, chosen, rejected), cut to `max_length` tokens.
+
+    `fused`: whether the model's forward takes `fused_lm_head` already, as a trainer's does; it is lent one otherwise.
+    """
+    sides = [[row_tokens(tokenizer, pair, side, max_length) for side in ("chosen", "rejected")] for pair in pairs]
+    sums, counts = log_probs(model, tokenizer, sides, bf16, fused)
+    return PairScores(*sums, *counts)
+
+
+@torch.no_grad()
+def log_probs(
+    model, tokenizer: PreTrainedTokenizerBase, sides: list[list[Row]], bf16: bool, fused: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(sums in nats, tokens), each (k, n), of n rows with k answers each: two of a pair, one of a demonstration."""
+    order = sorted(range(len(sides)), key=lambda i: sum(len(ids) for ids, _ in sides[i]))
+    answers = len(sides[0])
+    sums, counts = torch.zeros(2, answers, len(sides), dtype=torch.float64)
+    with _evaluating(model, fused):
+        for start in tqdm(range(0, len(order), BATCH), desc="scoring held-out pairs", unit="batch", leave=False):
+            chunk = order[start : start + BATCH]
+            # as TRL's trainers: all chosen, then all rejected
+            rows = [sides[i][side] for side in range(answers) for i in chunk]
+            batch = _pad(rows, tokenizer.pad_token_id, model.device)
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+                scored = model(**batch, use_cache=False, fused_lm_head=True).log_probs
+            sums[:, chunk] = scored.double().sum(1).cpu().view(answers, -1)
+            counts[:, chunk] = (batch["labels"][:, 1:] != -100).double().sum(1).cpu().view(answers, -1)
+    return sums, counts.clamp(min=1)
+
+
+@contextlib.contextmanager
+def _evaluating(model, fused: bool):
+    """The model in evaluation mode, lent TRL's fused LM head unless it has one: log-probs without logits."""
+    head = model.get_base_model() if isinstance(model, PeftModel) else model
+    before, training = vars(head).get("forward"), model.training
+    if not fused:
+        add_fused_lm_head(head)
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+        if not fused:
+            del head.forward
+            if before is not None:
+                head.forward = before
+
+
+def row_tokens(tokenizer: PreTrainedTokenizerBase, row: dict, side: str, max_length: int | None) -> Row:
+    """(ids, start): prompt and answer as one row, and where the answer begins, which is where TRL lets it begin."""
+    prompt = token_ids(tokenizer, row["prompt"], add_generation_prompt=True)
+    whole = token_ids(tokenizer, row["prompt"] + row[side])
+    start = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt))
+    return whole[:max_length], start
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict], **options) -> list[int]:
+    """A message list as the chat template writes it, in tokens."""
+    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)["input_ids"]
+
+
+def _pad(rows: list[Row], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Right-padded (batch, length) ids, mask, and labels that leave out the prompt."""
+    length = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in rows])
+    mask = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in rows])
+    labels = ids.masked_fill(mask == 0, -100)
+    for i, (_, start) in enumerate(rows):
+        labels[i, :start] = -100
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device), "labels": labels.to(device)}

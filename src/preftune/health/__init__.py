@@ -1,0 +1,8 @@
+"""Whether a run is right: proved before its first step, watched while it trains, and said in findings.json."""
+
+from preftune.health.findings import Finding, Findings
+from preftune.health.gate import perplexity_gate
+from preftune.health.monitor import Monitor
+from preftune.health.start import ProvedStart
+
+__all__ = ["Finding", "Findings", "Monitor", "ProvedStart", "perplexity_gate"]

@@ -1,0 +1,69 @@
+"""A finding: something about a run that its owner must know, what it means, and what to do."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from preftune.errors import Stopped
+from preftune.runs import main_process, write_json
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One of the codes of docs/health.md, at an optimizer step (0: before training), in the units of its metric."""
+
+    code: str
+    step: int
+    value: float | str | None
+    threshold: float | str | None
+    meaning: str
+    remedy: str
+
+    def __str__(self) -> str:
+        seen = (
+            [f"{self.value:.4g}" if isinstance(self.value, float) else str(self.value)]
+            if self.value is not None
+            else []
+        )
+        seen += [
+            f"threshold {self.threshold:g}" if isinstance(self.threshold, float) else f"wanted {self.threshold}"
+        ] * (self.threshold is not None)
+        return f"{self.code} at step {self.step} ({', '.join(seen)}): {self.meaning} {self.remedy}"
+
+
+class Findings:
+    """The findings of a run, each code once, in <run>/findings.json from the first moment on (empty: healthy)."""
+
+    def __init__(self, run: Path, tell: Callable[[dict], None] = lambda finding: None):
+        self.path, self.tell, self.all = run / "findings.json", tell, []
+        self._write()
+
+    def __contains__(self, code: str) -> bool:
+        return any(finding.code == code for finding in self.all)
+
+    def add(self, finding: Finding, aloud: bool = True) -> None:
+        """Keep, print and pass on a finding, unless its code was found before."""
+        if finding.code in self:
+            return
+        self.all.append(finding)
+        self._write()
+        if main_process():
+            if aloud:
+                tqdm.write(f"health: {finding}")
+            self.tell(dataclasses.asdict(finding))
+
+    def stop(self, finding: Finding) -> None:
+        """`add`, and raise Stopped."""
+        self.add(finding, aloud=False)
+        raise Stopped(f"Stopped: {finding}")
+
+    def rows(self) -> list[dict]:
+        """What findings.json holds."""
+        return [dataclasses.asdict(finding) for finding in self.all]
+
+    def _write(self) -> None:
+        if main_process():
+            write_json(self.path, self.rows())

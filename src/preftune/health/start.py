@@ -1,0 +1,255 @@
+"""Step-0 invariants: what must hold on the first batch, before any weight has moved, whatever model and data.
+
+With the policy equal to the reference every log-ratio is 0, so each loss is a known constant. A wrong reference,
+adapter or mask shows here and nowhere else: training on it looks like training.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from preftune.health.findings import Finding, Findings
+
+LN2 = math.log(2)
+# The loss of each of TRL's loss types where all log-ratios are 0, from the formulas of DPOTrainer and KTOTrainer
+AT_START: dict[str, Callable] = {
+    **dict.fromkeys(("sigmoid", "sigmoid_norm", "robust", "aot", "aot_unpaired"), lambda args: LN2),
+    **dict.fromkeys(("hinge", "apo_zero", "apo_down"), lambda args: 1.0),
+    "ipo": lambda args: (1 / (2 * args.beta)) ** 2,
+    "bco_pair": lambda args: 2 * LN2,
+    "nca_pair": lambda args: 2 * LN2,
+    "sppo_hard": lambda args: 0.5 / args.beta**2,
+    "discopop": lambda args: 0.5 * LN2 + 0.5,
+    "exo_pair": lambda args: -LN2 - 0.5 * (math.log1p(-args.label_smoothing) + math.log(args.label_smoothing)),
+    "kto": lambda args: 0.5,  # of a row with weight 1
+    "apo_zero_unpaired": lambda args: 0.5,
+}
+EXACT, ROUNDED = 1e-4, 2e-2  # nats a token that policy and reference may differ by, in float32 and in bf16 or 4 bits
+
+
+class ProvedStart:
+    """Mixin for every trainer: checks the first batch of a fresh run, and every step for numbers that are none.
+
+    `findings` is set before training. A fault raises Stopped before the optimizer has moved anything.
+    """
+
+    findings: Findings | None = None
+    starts_as_reference = True
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        first = self.findings is not None and self.state.global_step == 0 and not getattr(self, "_proved", False)
+        if first:
+            self._proved = True
+            self._look(mask_faults(self, inputs))
+            self._look(parameter_faults(self.accelerator.unwrap_model(model)))
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.findings is not None and not torch.isfinite(loss):
+            self.findings.stop(not_finite("loss", self.state.global_step, loss.item()))
+        if first:
+            self._look(loss_faults(self))
+            if not self.is_deepspeed_enabled:  # DeepSpeed keeps gradients to itself
+                self._look(gradient_faults(self.accelerator.unwrap_model(model)))
+        return loss
+
+    def _look(self, faults: Iterator[Finding]) -> None:
+        for fault in faults:
+            self.findings.stop(fault)
+
+
+def not_finite(what: str, step: int, value: float) -> Finding:
+    """The finding that a loss or gradient is NaN or infinite: every weight would be, after the next step."""
+    return Finding(
+        f"{what}_not_finite",
+        step,
+        str(value),
+        "a finite number",
+        f"The {what} is {value}; the step was not taken, and the last checkpoint is good.",
+        "Go on from it with a lower train.learning_rate, a lower train.max_grad_norm, or in float32 "
+        "(hardware.bf16=false).",
+    )
+
+
+def loss_faults(trainer) -> Iterator[Finding]:
+    """Log-ratios that are not 0, a loss that is not its constant."""
+    ratios = getattr(trainer, "logratios_per_token", None)
+    if ratios is None or not trainer.starts_as_reference:  # nothing that is known
+        return
+    model, args = trainer.model, trainer.args
+    exact = trainer.accelerator.mixed_precision == "no" and not getattr(model, "is_quantized", False)
+    exact = exact and next(model.parameters()).dtype == torch.float32
+    allowed = EXACT if exact else ROUNDED
+    if (worst := ratios.abs().max().item()) > allowed:
+        yield Finding(
+            "step0_reference",
+            0,
+            worst,
+            allowed,
+            "Before the first step the policy differs from its reference (log-ratio per token of the worst row of the "
+            "first batch): the rewards would be measured against another model.",
+            "Start both from the same weights: an adapter that begins at zero (lora.init_lora_weights=true), no "
+            "dropout, "
+            "the model of the SFT stage as model.path, a reference cache of this very model (recipes.cache).",
+        )
+    types = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
+    weights = getattr(args, "loss_weights", None) or [1.0] * len(types)
+    if getattr(args, "use_weighting", False) or any(name not in AT_START for name in types):
+        return
+    wanted = sum(weight * AT_START[name](args) for name, weight in zip(types, weights, strict=True))
+    found = without_weights(trainer, trainer.unscaled_loss.item())
+    spread = trainer.beta * 4 * allowed * trainer.scored_tokens + 1e-4
+    if "sppo_hard" in types or "ipo" in types:
+        spread = spread / trainer.beta**2 + 1e-3
+    if abs(found - wanted) > max(spread, 1e-3 * wanted):
+        yield Finding(
+            "step0_loss",
+            0,
+            found,
+            wanted,
+            f"Before the first step every log-ratio is 0, so the loss must be {wanted:.4f} ({', '.join(types)}).",
+            "The reference or the mask is not what the loss takes them for: run with fastpath.enabled=false, and clear "
+            "the reference cache (python -m recipes.cache clear=true).",
+        )
+
+
+def without_weights(trainer, loss: float) -> float:
+    """KTO's loss of the first batch for weights of 1; any other loss as it is."""
+    share = getattr(trainer, "desirable_share", None)
+    if share is None:
+        return loss
+    return loss / (share * trainer.args.desirable_weight + (1 - share) * trainer.args.undesirable_weight)
+
+
+def mask_faults(trainer, inputs: dict) -> Iterator[Finding]:
+    """Scored tokens that are no answer: none, not in one piece, not behind the prompt, without the answer's end."""
+    if "completion_mask" not in inputs:  # ORPO and CPO build their labels themselves
+        return
+    mask, ids = inputs["completion_mask"].bool().cpu(), inputs["input_ids"].cpu()
+    attended = inputs["attention_mask"].bool().cpu()
+    tokenizer = trainer.processing_class
+    opening = opening_of_answers(tokenizer)
+    for row in range(len(ids)):
+        scored = mask[row].nonzero().flatten().tolist()
+        if not scored:
+            yield mask_fault(row, "no token", "is scored: the prompt fills train.max_length")
+            continue
+        first, last = scored[0], scored[-1]
+        whole = ids[row][attended[row]].tolist()
+        before = ids[row, :first][attended[row, :first]].tolist()
+        if last - first + 1 != len(scored):
+            yield mask_fault(row, "scattered tokens", "are scored: the mask has holes")
+        elif not before:
+            yield mask_fault(row, "the whole row", "is scored: the prompt would be trained too")
+        elif opening and before[-len(opening) :] != opening:
+            got = tokenizer.decode(before[-len(opening) :])
+            yield mask_fault(
+                row, repr(got), f"stands before the scored tokens, where {tokenizer.decode(opening)!r} should"
+            )
+        elif (
+            len(whole) < (trainer.args.max_length or math.inf)
+            and tokenizer.eos_token_id not in ids[row, scored].tolist()
+        ):
+            yield mask_fault(row, "no EOS", "is among the scored tokens: the model would never learn to stop")
+
+
+def mask_fault(row: int, value: str, what: str) -> Finding:
+    return Finding(
+        "step0_mask",
+        0,
+        value,
+        "the answer and nothing else",
+        f"Row {row} of the first batch: {value} {what}.",
+        "Look at the chat template (model.chat_template) and at python -m recipes.inspect_data; raise train.max_length "
+        "where the prompt fills it.",
+    )
+
+
+def opening_of_answers(tokenizer) -> list[int]:
+    """The tokens that a chat template puts between a question and its answer; empty where it puts none."""
+    question = [{"role": "user", "content": "question"}]
+
+    def ids(generate: bool) -> list[int]:
+        return tokenizer.apply_chat_template(question, add_generation_prompt=generate, tokenize=True, return_dict=True)[
+            "input_ids"
+        ]
+
+    return ids(True)[len(ids(False)) :]
+
+
+def parameter_faults(model: torch.nn.Module) -> Iterator[Finding]:
+    """Parameters that should move and do not, that should not and do, or are in float16."""
+    wanted = meant_to_move(model)
+    moving = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    remedy = "Give LoRA's settings in lora.*, or lora=none for full fine-tuning, and freeze nothing by hand."
+    if not moving:
+        yield Finding("step0_trainable", 0, "0 parameters", "> 0", "Nothing would be trained.", remedy)
+    for code, names, meaning in (
+        ("step0_frozen", wanted - moving, "that should move are frozen"),
+        ("step0_trainable", moving - wanted, "that LoRA leaves alone would be trained"),
+    ):
+        if names:
+            shown = f"{len(names)}: {min(names)}, …"
+            yield Finding(
+                code, 0, shown, "0 parameters", f"{len(names)} parameters {meaning}, first {min(names)}.", remedy
+            )
+    if half := [name for name, each in model.named_parameters() if each.dtype == torch.float16 and name in moving]:
+        yield Finding(
+            "step0_float16",
+            0,
+            f"{len(half)} parameters",
+            "float32 or bfloat16",
+            "Weights that are trained are in float16: small gradients vanish in it, and log-prob sums overflow.",
+            "model.dtype=float32 (or bfloat16 on a GPU that has it).",
+        )
+
+
+def meant_to_move(model: torch.nn.Module) -> set[str]:
+    """The parameters that full fine-tuning, or PEFT's active adapter, means to train."""
+    if not isinstance(model, PeftModel):
+        return {name for name, _ in model.named_parameters()}
+    active, config = model.active_adapter, model.active_peft_config
+    kinds = {
+        kind for module in model.modules() if isinstance(module, BaseTunerLayer) for kind in module.adapter_layer_names
+    }
+    named = {name for name, _ in model.named_parameters() if kinds & set(name.split(".")) and active in name.split(".")}
+    saved = {name for name, _ in model.named_parameters() if f"modules_to_save.{active}" in name}
+    biased = getattr(config, "bias", "none") != "none"
+    return (
+        named
+        | saved
+        | {name for name, p in model.named_parameters() if biased and name.endswith("bias") and p.requires_grad}
+    )
+
+
+def gradient_faults(model: torch.nn.Module) -> Iterator[Finding]:
+    """Gradients that are missing, not finite, or zero everywhere."""
+    remedy = (
+        "The loss does not reach these weights: run with fastpath.enabled=false and "
+        "hardware.gradient_checkpointing=false; "
+        "for 4-bit weights upgrade bitsandbytes."
+    )
+    grads = {name: each.grad for name, each in model.named_parameters() if each.requires_grad}
+    if missing := [name for name, grad in grads.items() if grad is None]:
+        yield Finding(
+            "step0_gradient",
+            0,
+            f"{len(missing)} without",
+            "all",
+            f"No gradient reaches {missing[0]} (and {len(missing) - 1} more).",
+            remedy,
+        )
+        return
+    norms = {name: grad.detach().float().norm() for name, grad in grads.items()}
+    if broken := [name for name, norm in norms.items() if not math.isfinite(norm.item())]:
+        yield not_finite("gradient", 0, norms[broken[0]].item())
+    # A zero-initialised LoRA B gets a gradient and passes none on to its A, so one side of each adapter moves at first
+    sides: dict[str, float] = {}
+    for name, norm in norms.items():
+        place = name.split(".lora_")[0]
+        sides[place] = max(sides.get(place, 0.0), norm.item())
+    dead = [place for place, norm in sides.items() if norm == 0]
+    if dead and (len(dead) == len(sides) or any(".lora_" in name for name in norms)):
+        value = f"{len(dead)} of {len(sides)} zero"
+        yield Finding("step0_gradient", 0, value, "0", f"The gradient of {dead[0]} is zero.", remedy)

@@ -1,0 +1,73 @@
+"""recipes.plan: the plan of a configuration as text or JSON, of both stages of a pipeline, or of every choice."""
+
+import json
+import logging
+import os
+import warnings
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from preftune import models
+from preftune.data import load, settings
+from preftune.plan import scale
+from preftune.plan.advice import plan
+from preftune.plan.memory import SHARDS
+from preftune.plan.planner import Plan
+from preftune.plan.sizes import PlanError
+from preftune.plan.text import page
+
+WORDS = {"format": ("text", "json"), "stages": ("preference", "sft_dpo"), "sharding": tuple(SHARDS)}
+
+
+def report(cfg: DictConfig) -> str:
+    """What recipes.plan prints."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    for key, words in WORDS.items():
+        if cfg[key] not in words:
+            raise PlanError(f"{key}={cfg[key]}: wants one of {', '.join(words)}")
+    if cfg.table:
+        return scale.every_choice(cfg)
+    if cfg.scale:
+        return scale.sizes_and_devices(cfg)
+    plans = {name: planned(stage) for name, stage in stages(cfg).items()}
+    if cfg.format == "json":
+        return json.dumps(as_json(plans), indent=2)
+    if len(plans) == 1:
+        return page(next(iter(plans.values())))
+    return "\n\n".join(f"{name}\n{page(each)}" for name, each in plans.items())
+
+
+def stages(cfg: DictConfig) -> dict[str, DictConfig]:
+    """The trainings of `cfg` by their name: one, or SFT and the preference stage."""
+    if cfg.stages == "preference":
+        return {"preference": cfg}
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    first = OmegaConf.create(plain | {"loss": plain["sft"]["loss"], "train": plain["train"] | plain["sft"]["train"]})
+    return {"sft": first, "preference": cfg}
+
+
+def as_json(plans: dict[str, Plan]) -> dict:
+    """One plan as it is; several with what they come to: the larger memory, the sum of steps, tokens and seconds."""
+    told = {name: each.as_json() for name, each in plans.items()}
+    if len(told) == 1:
+        return next(iter(told.values()))
+    largest = max(plans.values(), key=lambda each: each.memory_gb["total"])
+    sums = {key: sum(each[key] for each in told.values()) for key in ("steps", "tokens", "seconds")}
+    return largest.as_json() | sums | {"stages": told}
+
+
+def planned(cfg: DictConfig) -> Plan:
+    """The plan of one training, its rows counted where they lie on this machine."""
+    tokenizer = models.load_tokenizer(cfg.model) if on_disk(cfg.model) else None
+    if not all(source.is_local() for source in settings.read(cfg.data, cfg.loss.view).sources):
+        return plan(cfg, None, None, cfg.world_size, cfg.sharding)
+    given = OmegaConf.merge(cfg.data, {"on_bad_rows": "skip", "skipped_file": os.devnull})
+    data = load(given, view=cfg.loss.view, tokenizer=None, max_length=cfg.train.max_length, seed=cfg.train.seed)
+    return plan(cfg, data, tokenizer, cfg.world_size, cfg.sharding)
+
+
+def on_disk(model: DictConfig) -> bool:
+    """Whether the model's tokenizer can be read without a network."""
+    return Path(models.location(model)).is_dir()

@@ -1,0 +1,188 @@
+"""What a training run holds at its fullest moment, part by part, for one device."""
+
+from dataclasses import dataclass, replace
+
+from preftune.plan import layers, sizes
+from preftune.plan.rows import Batch
+
+TILE_TOKENS, TILE_WORDS = 4096, 32768  # trl.kernels.chunked_logprob: what its head computes at once
+TILE_COPIES = 7  # of a tile in float32 that its backward holds where there is no Triton kernel
+TILE_FORWARD = 4
+FULL_LOGITS = 3  # copies of all logits in float32 that ORPO and CPO hold on TRL's own path, beside those it returns
+CONTEXT = 0.8e9  # CUDA context, cuBLAS workspace, fragmentation of the allocator: assumed, measured on no card
+# On CPU, resident memory over live tensors: glibc's allocator leaves holes between what stays, more between the small
+# tensors of adapters, and keeps blocks under 32 MiB that are freed. Measured (docs/plan.md); a GPU's allocator differs.
+HOLES, HOLES_WITH_ADAPTER, GIVEN_BACK = 1.3, 1.6, 2**25
+MASTER = 12  # bytes a parameter of DeepSpeed's optimizer: its own float32 weights, and Adam's two states
+SHARDS = {  # what is divided by the number of devices
+    "none": (),
+    "zero1": ("optimizer",),
+    "zero2": ("gradients", "optimizer"),
+    "zero3": ("weights", "gradients", "optimizer", "reference"),
+    "fsdp": ("weights", "gradients", "optimizer", "reference"),
+    "zero2_offload": ("gradients",),
+    "zero3_offload": ("weights", "gradients", "reference"),
+}
+DEEPSPEED = {name for name in SHARDS if name.startswith("zero")}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What memory depends on, beside the model's configuration."""
+
+    size: sizes.Sizes
+    weights: float  # bytes of the model's weights
+    dtype: str
+    autocast: str | None
+    optim: str
+    four_bit: bool
+    checkpointing: bool
+    accumulation: int
+    reference: str  # none | cached | adapter off | copy
+    reference_tokens: int
+    kbit_prepared: bool  # by PEFT, for ORPO and CPO: what is not quantized is trained in float32
+    full_logits: bool
+    everywhere: bool  # the head scores all positions, whatever the labels
+    on_gpu: bool
+    layers: int
+    sharding: str = "none"
+    world_size: int = 1
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by part at the fullest moment, which `moment` names."""
+
+    weights: float
+    adapter: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    reference: float
+    other: float
+    moment: str
+
+    def parts(self) -> dict[str, float]:
+        """Every part in bytes, by its name."""
+        return {name: value for name, value in vars(self).items() if name != "moment"}
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts().values())
+
+
+def standing(run: Run, full: bool) -> Memory:
+    """What a device holds whatever it computes, with all gradients."""
+    size = run.size
+    # PEFT keeps adapters in float32; TRL those of QLoRA in bfloat16, but ORPO's and CPO's
+    parameter = sizes.BYTES[run.dtype] if full else 2 if run.four_bit and not run.kbit_prepared else 4
+    moved = size.parameters if full else size.adapter
+    held = Memory(
+        weights=run.weights,
+        adapter=0 if full else size.adapter * parameter,
+        gradients=moved * parameter,
+        optimizer=moved * sizes.state_bytes(run.optim, parameter),
+        activations=0,
+        logits=0,
+        reference=run.weights if run.reference == "copy" else 0,
+        other=CONTEXT if run.on_gpu else 0,
+        moment="",
+    )
+    return sharded(held, run, moved, full)
+
+
+def estimate(run: Run, feet: layers.Footprint, batch: Batch, width: int) -> Memory:
+    """The fullest of the moments of a training step, and of the reference pass before it."""
+    full = not run.size.adapter
+    still = standing(run, full)
+    kept = feet.first + (run.layers - 1) * feet.layer
+    if run.checkpointing:
+        kept = run.layers * feet.handed + max(feet.first - feet.layer, 0)
+    again = feet.layer if run.checkpointing else 0
+    mask = batch.tokens * batch.columns
+    hidden = feet.handed
+    entering = still.gradients if run.accumulation > 1 else 0.0
+    at_head = run.size.head * 4 if full else 0  # the head's gradient is the first to come
+    moments = [
+        replace(
+            still, moment="head", activations=kept + mask, logits=head(run, batch, width, full), gradients=entering
+        ),
+        replace(
+            still,
+            moment="last layer",
+            activations=kept + again + feet.working + mask + 2 * hidden,
+            gradients=max(entering, min(at_head, still.gradients)),
+        ),
+        replace(still, moment="first layer", activations=feet.first + feet.working + mask),
+    ]
+    if not run.on_gpu:
+        holes = HOLES if full else HOLES_WITH_ADAPTER
+        moments = [replace(memory, activations=memory.activations * holes) for memory in moments]
+        moments.append(optimizer_step(still, run, kept + again + feet.working + mask, batch, width, full))
+    if run.reference == "cached":
+        moments.append(
+            replace(
+                still,
+                moment="reference pass",
+                activations=feet.scoring,
+                logits=head(run, scored_at_once(run, batch), width, full, learning=False),
+                gradients=0,
+                optimizer=0,
+            )
+        )
+    return max(moments, key=lambda memory: memory.total)
+
+
+def optimizer_step(still: Memory, run: Run, freed: float, batch: Batch, width: int, full: bool) -> Memory:
+    """The end of a step on CPU: all gradients, Adam's temporaries, and what was freed and not given back."""
+    scored = batch.tokens if run.everywhere else batch.scored
+    block = min(scored, TILE_TOKENS) * min(run.size.head // width, TILE_WORDS) * 4
+    logits = head(run, batch, width, full) if block <= GIVEN_BACK * 1.05 else 0
+    largest = 2 * run.size.head * sizes.BYTES[run.dtype] if full else 0
+    return replace(still, moment="optimizer step", activations=freed + largest, logits=logits)
+
+
+def scored_at_once(run: Run, batch: Batch) -> Batch:
+    """A batch of the reference pass: as much of the largest batch's kind as its token budget takes."""
+    share = max(batch.scored / max(batch.tokens, 1), 0.0)
+    tokens = max(run.reference_tokens, batch.columns)
+    return Batch(1, tokens, 0, round(tokens * min(share, 1.0)))
+
+
+def head(run: Run, batch: Batch, width: int, full: bool, learning: bool = True) -> float:
+    """Bytes that scoring takes: TRL's fused head in tiles, or all logits where a loss builds them."""
+    words = run.size.head // width
+    compute = sizes.BYTES[run.autocast or run.dtype]
+    cast = compute if compute != sizes.BYTES[run.dtype] else 0
+    if run.full_logits and learning:
+        return batch.tokens * words * (compute + FULL_LOGITS * 4) + (run.size.head * 4 if full else 0)
+    scored = batch.tokens if run.everywhere else batch.scored
+    tokens, columns = min(scored, TILE_TOKENS), min(words, TILE_WORDS)
+    tile = tokens * columns
+    if run.on_gpu:
+        temporary = 0
+    elif learning:
+        temporary = max(tile * (TILE_COPIES * 4 + 1), tile * 4 + columns * width * 4)
+    else:
+        temporary = tile * TILE_FORWARD * 4
+    picked = scored * width * (compute + (4 if learning else 0))
+    gradient = run.size.head * 4 if full and learning else 0
+    return picked + tile * compute + columns * width * cast + temporary + gradient
+
+
+def sharded(memory: Memory, run: Run, moved: int, full: bool) -> Memory:
+    """What one of `world_size` devices holds: each part whole, or its share."""
+    if run.sharding not in SHARDS:
+        raise sizes.PlanError(f"sharding={run.sharding}: there are {', '.join(SHARDS)}")
+    if run.sharding in DEEPSPEED and full:  # DeepSpeed trains 16-bit weights, and keeps float32 ones in its optimizer
+        memory = replace(
+            memory, weights=memory.weights * 2 / sizes.BYTES[run.dtype], gradients=moved * 2, optimizer=moved * MASTER
+        )
+        memory = replace(memory, reference=memory.weights if run.reference == "copy" else 0)
+    if run.sharding.endswith("offload"):
+        memory = replace(memory, optimizer=0)
+    share = {name: getattr(memory, name) / run.world_size for name in SHARDS[run.sharding]}
+    if "weights" in share:  # two layers are whole at a time: the one that runs, and the next on its way
+        share["weights"] += 2 * memory.weights / run.layers
+    return replace(memory, **share)

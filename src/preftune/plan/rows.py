@@ -1,0 +1,129 @@
+"""The rows that a run trains on, in tokens: counted where the data can be read, else as `data.assumed` says."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset
+from omegaconf import DictConfig
+
+from preftune.data.token_checks import ids_of
+from preftune.fastpath.layout import place
+
+LOOKED_AT = 192  # rows that are tokenized, spread over the set, beside the longest by their characters
+LONGEST = 16
+CHARACTERS = 4.0  # a token, where there is no tokenizer; measured on no particular text
+TEMPLATE = 8  # tokens that a chat template adds to a prompt, where there is no tokenizer
+ANSWERS = {"paired": ("chosen", "rejected"), "unpaired": ("completion",), "demonstrations": ("completion",)}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tokens of some rows: `prompt` of shape (n,), `answers` (n, 1 or 2), and the longest rows in the same form.
+
+    `count` is how many rows there are in all, `source` how the lengths are known.
+    """
+
+    count: int
+    prompt: np.ndarray
+    answers: np.ndarray
+    longest_prompt: np.ndarray
+    longest_answers: np.ndarray
+    source: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward runs over: rows × columns tokens, those of them that are padding, and those that are scored."""
+
+    rows: int
+    columns: int
+    padding: int
+    scored: int
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.columns
+
+
+def of_data(train: Dataset, view: str, tokenizer) -> Rows:
+    """Tokens of the rows of a data set in the form of `view`; without a tokenizer, of their characters."""
+    count = len(train)
+    spread = np.unique(np.linspace(0, count - 1, min(count, LOOKED_AT)).astype(int))
+    size = _characters(train, view)
+    longest = np.argsort(-size, kind="stable")[:LONGEST]
+    prompt, answers = _lengths(train.select(np.concatenate([spread, longest])), view, tokenizer)
+    cut = len(spread)
+    source = "counted" if tokenizer else f"counted, {CHARACTERS:g} characters taken for a token"
+    return Rows(count, prompt[:cut], answers[:cut], prompt[cut:], answers[cut:], source)
+
+
+def assumed(data: DictConfig, view: str, max_length: int) -> Rows:
+    """Rows as `data.assumed` has them: all of the mean length, and the longest as long as `max_length` allows."""
+    given = data.assumed
+    count = given.rows if data.max_rows is None else min(given.rows, data.max_rows)
+    columns = len(ANSWERS[view])
+    prompt, answers = np.array([given.prompt_tokens]), np.full((1, columns), given.answer_tokens)
+    share = given.prompt_tokens / (given.prompt_tokens + given.answer_tokens)
+    longest = np.full(LONGEST, round(max_length * share))
+    rest = np.full((LONGEST, columns), max_length - longest[0])
+    count *= 2 if view == "unpaired" and given.pairs else 1
+    return Rows(count, prompt, answers, longest, rest, "assumed (data.assumed)")
+
+
+def _characters(train: Dataset, view: str) -> np.ndarray:
+    """Bytes of every row's messages, shape (rows,), without a Python object a message."""
+    size = np.zeros(len(train), dtype=np.int64)
+    for name in ("prompt", *ANSWERS[view]):
+        parts = []
+        for table in train.select_columns([name]).with_format("arrow").iter(10_000):
+            column = table[name].combine_chunks()
+            texts = pc.binary_length(pc.struct_field(column.flatten(), "content")).to_numpy(zero_copy_only=False)
+            ends = np.cumsum(pc.list_value_length(column).to_numpy(zero_copy_only=False))
+            parts.append(np.diff(np.concatenate([[0], np.cumsum(texts)])[np.concatenate([[0], ends])]))
+        size += np.concatenate(parts).astype(np.int64)
+    return size
+
+
+def _lengths(rows: Dataset, view: str, tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    if tokenizer is None:
+        told = [[sum(len(m["content"]) for m in row[name]) for name in ("prompt", *ANSWERS[view])] for row in rows]
+        found = np.ceil(np.array(told) / CHARACTERS).astype(int)
+        return found[:, 0] + TEMPLATE, found[:, 1:] + 2
+    columns = rows[:]
+    prompts = np.array([len(ids) for ids in ids_of(tokenizer, columns["prompt"], add_generation_prompt=True)])
+    answers = []
+    for name in ANSWERS[view]:
+        dialogues = [prompt + answer for prompt, answer in zip(columns["prompt"], columns[name], strict=True)]
+        answers.append([len(ids) for ids in ids_of(tokenizer, dialogues)] - prompts)
+    return prompts, np.maximum(np.stack(answers, axis=1), 1)
+
+
+def batch(prompt: np.ndarray, answers: np.ndarray, max_length: int, packed: bool, width: int, multiple: int) -> Batch:
+    """The forward over these rows (n,) and (n, k): packed into trees that share prompts, or padded to the longest."""
+    prompt = np.minimum(prompt, max_length - 1)
+    answers = np.minimum(answers, max_length - prompt[:, None])
+    scored = int(answers.sum())
+    if packed:
+        sizes = prompt + answers.sum(axis=1) - answers.shape[1]  # no row's last token is run
+        sizes = np.maximum(sizes, 1)
+        _, (rows, columns) = place(sizes, width, multiple)
+        return Batch(rows, columns, int(rows * columns - sizes.sum()), scored)
+    lengths = prompt[:, None] + answers
+    columns = int(lengths.max())
+    return Batch(lengths.size, columns, int(lengths.size * columns - lengths.sum()), scored)
+
+
+def largest(rows: Rows, size: int, **how) -> Batch:
+    """The batch of the longest rows: sorting by length brings them together."""
+    pick = np.resize(np.argsort(-(rows.longest_prompt + rows.longest_answers.sum(axis=1)), kind="stable"), size)
+    pick = pick[: min(size, rows.count)]
+    return batch(rows.longest_prompt[pick], rows.longest_answers[pick], **how)
+
+
+def typical(rows: Rows, size: int, sort: bool, **how) -> list[Batch]:
+    """Batches as an epoch has them, over the rows that were looked at: of similar length where they are sorted."""
+    order = np.argsort(rows.prompt + rows.answers.sum(axis=1), kind="stable") if sort else np.arange(len(rows.prompt))
+    order = np.resize(order, max(len(order), size)) if len(order) < size else order
+    starts = range(0, len(order) - size + 1, size)
+    return [batch(rows.prompt[order[i : i + size]], rows.answers[order[i : i + size]], **how) for i in starts]

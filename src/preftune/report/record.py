@@ -1,0 +1,175 @@
+"""A run directory as it is read: each of its files may be missing, because a run may stop anywhere."""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from yaml import YAMLError
+
+from preftune.errors import UserError
+
+
+class ReportError(UserError):
+    """A folder that is no run's, or a file in it that cannot be read; the text names it."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run: its files as Python values, empty or None where there is no such file, and its stages in order."""
+
+    path: Path
+    config: dict
+    manifest: dict
+    summary: dict
+    gate: dict
+    status: dict
+    findings: list[dict] | None  # None: the run's health was not watched
+    data_findings: list[dict] | None
+    rows: list[dict]  # of metrics.jsonl
+    unreadable: int  # lines of metrics.jsonl, cut off by a kill
+    samples: list[dict]  # of samples.jsonl: answers while it trained
+    stages: list["Record"] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def last_stage(self) -> "Record":
+        """The run itself, or the stage that a pipeline came to last."""
+        return self.stages[-1] if self.stages else self
+
+    @property
+    def last_step(self) -> int:
+        return max((int(number(row.get("step")) or 0) for row in self.rows), default=0)
+
+    def choice(self, group: str) -> str | None:
+        """The file of a config group that the run was composed of, as the manifest says (loss: ipo)."""
+        return (self.manifest.get("choices") or {}).get(group)
+
+    def series(self, metric: str, held_out: bool = False) -> dict[int, float]:
+        """{step: value} of a metric by TRL's name, in order of steps; values may be NaN or infinite.
+
+        Of a step that was logged twice, because the run was resumed before it, the later value counts.
+        """
+        name = f"eval_{metric}" if held_out else metric
+        values = {}
+        for row in self.rows:
+            if name in row and "train_runtime" not in row and (value := number(row[name])) is not None:
+                values[int(row["step"])] = value
+        return dict(sorted(values.items()))
+
+    def speed(self) -> dict[str, float]:
+        """What was measured: seconds, tokens_per_second, peak_memory_gb, as far as the run's files say."""
+        keys = ("seconds", "tokens", "tokens_per_second", "peak_memory_gb")
+        known = {key: self.summary[key] for key in keys if number(self.summary.get(key)) is not None}
+        last = next((row for row in reversed(self.rows) if "train_runtime" in row), {})
+        runtime, tokens = number(last.get("train_runtime")), number(last.get("num_tokens"))
+        if runtime and tokens:
+            known = {"tokens": tokens, "tokens_per_second": tokens / runtime} | known
+        return known
+
+
+def number(value: object) -> float | None:
+    """A float, NaN and infinity among them (as a number, or as Python's json writes and str() prints them); or None."""
+    if isinstance(value, bool) or value is None:
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def finite(value: object) -> float | None:
+    """`number`, without NaN and infinity."""
+    value = number(value)
+    return value if value is not None and math.isfinite(value) else None
+
+
+def read(run: Path) -> Record:
+    """The Record of a run directory. Raises ReportError where `run` is none, or where a file in it is broken."""
+    if not run.is_dir():
+        raise ReportError(f"{run}: no such folder. Name the directory of a run (output_dir), which holds config.yaml")
+    if not (run / "config.yaml").exists():
+        raise ReportError(f"{run}: no run directory (it holds no config.yaml). Name a run's output_dir")
+    stages = [read(path.parent) for path in run.glob("*/config.yaml")]
+    rows, unreadable = _rows(run / "metrics.jsonl")
+    return Record(
+        path=run,
+        config=_yaml(run / "config.yaml"),
+        manifest=_json(run / "manifest.json", dict) or {},
+        summary=_json(run / "summary.json", dict) or {},
+        gate=_json(run / "gate.json", dict) or {},
+        status=_json(run / "status.json", dict) or {},
+        findings=_json(run / "findings.json", list),
+        data_findings=_json(run / "data_findings.json", list),
+        rows=rows,
+        unreadable=unreadable,
+        samples=_rows(run / "samples.jsonl")[0],
+        stages=sorted(stages, key=_begun),
+    )
+
+
+def runs_in(folder: Path) -> Iterator[Path]:
+    """`folder` where it is a run directory, else the run directories in it: those of a sweep."""
+    inside = [] if (folder / "config.yaml").exists() else sorted(path.parent for path in folder.glob("*/config.yaml"))
+    yield from inside or [folder]
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write under a temporary name and move into place (runs.write_text, which would import torch)."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ReportError(f"{path}: cannot be written ({error.strerror}). Name another place: --output FILE") from None
+    os.replace(scratch, path)
+    return path
+
+
+def _begun(stage: Record) -> tuple[str, float]:
+    return stage.manifest.get("created", "9999"), (stage.path / "config.yaml").stat().st_mtime
+
+
+def _yaml(path: Path) -> dict:
+    try:
+        value = OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ReportError(
+            f"{path}: no YAML ({' '.join(str(error).split())}). Restore it or leave the run out"
+        ) from None
+    if not isinstance(value, dict):
+        raise ReportError(f"{path}: no mapping of config groups. Restore it or leave the run out")
+    return value
+
+
+def _json(path: Path, kind: type) -> object:
+    if not path.exists():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ReportError(f"{path}: no JSON ({error}). Delete it or leave the run out") from None
+    if not isinstance(value, kind):
+        raise ReportError(f"{path}: holds a {type(value).__name__}, not a {kind.__name__}. Delete it or leave it out")
+    return value
+
+
+def _rows(path: Path) -> tuple[list[dict], int]:
+    """The rows of a .jsonl by step, and how many lines are none: a killed run may leave its last line unfinished."""
+    rows, unreadable = [], 0
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                row = None
+            if isinstance(row, dict) and number(row.get("step")) is not None:
+                rows.append(row)
+            else:
+                unreadable += bool(line.strip())
+    return rows, unreadable

@@ -1,0 +1,125 @@
+"""Iterative preference training: sample answers from the current policy, score them, pair them, train, and again.
+
+Xu et al. 2023 (arXiv:2312.16682), Yuan et al. 2024 (arXiv:2401.10020), Dong et al. 2024 (arXiv:2405.07863). Each
+round is two stages with lineage: <run>/round-N-pairs (answers.jsonl, pairs.jsonl) and <run>/round-N.
+"""
+
+import json
+from pathlib import Path
+from statistics import fmean
+
+from datasets import Dataset
+from omegaconf import OmegaConf
+
+from preftune import lineage, models, pipeline, runs, scoring, trainer
+from preftune.evaluate import generation
+from preftune.lineage import Artifact
+
+ANSWERS, PAIRS, HELD_OUT, SCORES = "answers.jsonl", "pairs.jsonl", "held_out.jsonl", "scores.json"
+
+
+def trained_in_rounds(progress: "pipeline.Progress", name: str) -> None:
+    """The `rounds` stage: `pipeline.rounds.number` times sampling and training, and the score of the last policy."""
+    cfg = progress.cfg
+    settings = cfg.pipeline.rounds
+    progress.model = pipeline.model_at_hand(progress)
+    first, scores = progress.model, []
+    tokenizer = models.load_tokenizer(cfg.model)
+    data = trainer.load_data(OmegaConf.merge(cfg, {"loss": {"view": "paired"}}), tokenizer)
+    held_out = progress.run / HELD_OUT
+    write_rows(held_out, data.eval_pairs)
+    for number in range(1, settings.number + 1):
+        sampled = sample(progress, data, f"round-{number}-pairs", number)
+        scores.append(sampled["score"])
+        counts = f"{sampled['pairs']} pairs of {sampled['prompts']} prompts"
+        print(f"round {number}: score {sampled['score']:.4f} before, {counts}", flush=True)
+        own = {"path": str(progress.run / f"round-{number}-pairs" / PAIRS), "eval_split": str(held_out), "columns": {}}
+        own["on_bad_rows"] = "skip"  # what a model says may hold anything; the rows are listed in skipped_rows.jsonl
+        changes = {"data": OmegaConf.to_container(OmegaConf.merge(cfg.data, own, {"max_rows": None, "sft_path": None, "sft_fraction": 0.0}), resolve=True)}
+        if settings.reference == "fixed" and number > 1:
+            changes["model"] = {**pipeline.model_section(progress), "reference": first.path}
+        pipeline.trained(progress, f"round-{number}", **changes)
+        progress.model = pipeline.model_at_hand(progress)
+    scores.append(sample(progress, data, "last-answers", settings.number + 1)["score"])
+    if runs.main_process():
+        runs.write_json(progress.run / SCORES, scores)
+    print("scores, before each round and at the end: " + ", ".join(f"{score:.4f}" for score in scores))
+
+
+def sample(progress: "pipeline.Progress", data, name: str, number: int) -> dict:
+    """Several answers of the policy at hand to each prompt, scored, and the pairs that they make; kept like any stage.
+
+    Returns {score, pairs, prompts}: `score` is the mean over all answers.
+    """
+    cfg, settings, folder = progress.cfg, progress.cfg.pipeline.rounds, progress.run / name
+    wanted = OmegaConf.to_container(settings, resolve=True)
+    made_of = {"policy": progress.model.digest, "data": data.fingerprint, "seed": cfg.train.seed + number, **wanted}
+    if not pipeline.needed(folder, made_of):
+        return json.loads((folder / SCORES).read_text(encoding="utf-8"))
+    prompts = unique(data.train)[: settings.prompts]
+    model = models.load_model(
+        OmegaConf.create(pipeline.model_section(progress)), OmegaConf.create({}), cfg.hardware.use_cpu
+    )
+    tokenizer = models.load_tokenizer(cfg.model)
+    asked = [prompt for prompt in prompts for _ in range(settings.answers)]
+    drawn = generation.sampled(
+        model, tokenizer, asked, settings.max_new_tokens, bool(cfg.hardware.bf16), cfg.train.seed + number
+    )
+    texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for _, ids in drawn]
+    score = scoring.scorer(settings)
+    rows = []
+    for i, prompt in enumerate(prompts):
+        answers = texts[i * settings.answers : (i + 1) * settings.answers]
+        rows.append({"prompt": prompt, "answers": answers, "scores": score(prompt, answers)})
+    pairs = [pair for row in rows if (pair := best_against_worst(row, settings.length_ratio))]
+    if not pairs:
+        raise scoring.ScoringError(
+            f"{name}: no two answers to one prompt differ in score and are of similar length, so there is nothing to "
+            "learn "
+            "from; raise pipeline.rounds.answers or pipeline.rounds.length_ratio"
+        )
+    found = {
+        "score": fmean(each for row in rows for each in row["scores"]),
+        "pairs": len(pairs),
+        "prompts": len(prompts),
+    }
+    if runs.main_process():
+        folder.mkdir(exist_ok=True)
+        write_rows(folder / ANSWERS, rows)
+        write_rows(folder / PAIRS, pairs)
+        runs.write_json(folder / SCORES, found)
+        lineage.record(folder, made_of, Artifact(str(folder), lineage.content(str(folder / PAIRS))))
+    return found
+
+
+def unique(rows: Dataset) -> list[list[dict]]:
+    """The prompts of a set, each once, in its order."""
+    return [json.loads(text) for text in dict.fromkeys(json.dumps(row["prompt"]) for row in rows)]
+
+
+def best_against_worst(row: dict, length_ratio: float) -> dict | None:
+    """The pair of answers with the largest difference in score of which neither is over `length_ratio` times as long.
+
+    So the preference cannot be one for length alone. None where there is no such pair.
+    """
+    scored = [(score, answer) for score, answer in zip(row["scores"], row["answers"], strict=True) if answer]
+    candidates = [
+        (better - worse, chosen, rejected)
+        for better, chosen in scored
+        for worse, rejected in scored
+        if better > worse and 1 / length_ratio <= len(chosen) / len(rejected) <= length_ratio
+    ]
+    if not candidates:
+        return None
+    _, chosen, rejected = max(candidates, key=lambda candidate: candidate[0])
+    return {
+        "prompt": row["prompt"],
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+    }
+
+
+def write_rows(path: Path, rows) -> None:
+    """One JSON object a line, in place at once."""
+    if runs.main_process():
+        runs.write_text(path, "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows))

@@ -1,0 +1,123 @@
+"""Config groups in, one TRL trainer out."""
+
+import copy
+from pathlib import Path
+
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+from peft import LoraConfig
+from transformers import EarlyStoppingCallback, Trainer
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from preftune import checks, fastpath, metrics, models
+from preftune.data import Data, load
+from preftune.health import ProvedStart
+
+
+def trainer_arguments(cfg: DictConfig) -> dict:
+    """The keyword arguments of the trainer's config class: `train`, `loss` and `hardware` in one, with no key twice.
+
+    Raises ValueError where two groups give the same key.
+    """
+    merged = {}
+    for group in ("train", "loss", "hardware"):
+        given = OmegaConf.to_container(cfg[group], resolve=True)
+        given = {key: value for key, value in given.items() if key not in checks.RESERVED[group]}
+        if twice := merged.keys() & given.keys():
+            raise ValueError(f"{', '.join(sorted(twice))}: given in {group} and in another group of trainer arguments")
+        merged |= given
+    return merged
+
+
+def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer=None) -> Trainer:
+    """The TRL trainer that `cfg` describes, its data loaded and its reference ready.
+
+    `loss.trainer` names the class; its config class stands beside it under TRL's own rule (XTrainer, XConfig).
+    Raises ModelError and DataError where the model or the data cannot be used.
+    """
+    trainer_class = get_class(cfg.loss.trainer)
+    args_class = get_class(cfg.loss.trainer.removesuffix("Trainer") + "Config")
+    arguments = trainer_arguments(cfg)
+    tokenizer = tokenizer or models.load_tokenizer(cfg.model)
+    data = data or load_data(cfg, tokenizer)
+    if data.eval is None:
+        arguments["eval_strategy"] = "no"
+    evaluated = None if arguments["eval_strategy"] == "no" else data.eval
+    if "balance_labels" in cfg.loss and cfg.loss.balance_labels and data.kto_weights:
+        arguments |= {key: arguments[key] * weight for key, weight in data.kto_weights.items()}
+        print(f"KTO weights: {', '.join(f'{key} {arguments[key]:g}' for key in data.kto_weights)}")
+    arguments |= early_stopping(cfg, arguments)
+    args = args_class(
+        output_dir=cfg.output_dir,
+        run_name=Path(cfg.output_dir).name,
+        report_to=cfg.tracking.report_to,
+        logging_first_step=True,
+        disable_tqdm=True,  # Progress shows one bar of our own
+        **arguments,
+    )
+    model = models.load_model(cfg.model, cfg.lora, args.use_cpu)
+    adapter = {key: value for key, value in cfg.lora.items() if key != "quantization"}
+    trainer = with_metrics(faster(trainer_class, cfg.fastpath))(
+        model=model,
+        args=args,
+        processing_class=tokenizer,
+        train_dataset=data.train,
+        eval_dataset=evaluated,
+        peft_config=LoraConfig(**OmegaConf.to_container(OmegaConf.create(adapter))) if cfg.lora else None,
+        **own_reference(model, cfg, arguments),
+    )
+    trainer.starts_as_reference = cfg.model.reference is None
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    if cfg.health.early_stopping:
+        trainer.add_callback(EarlyStoppingCallback(cfg.health.early_stopping))
+    return trainer
+
+
+def early_stopping(cfg: DictConfig, arguments: dict) -> dict:
+    """The trainer arguments that keep the best checkpoint by held-out accuracy (SFT: loss); none without the option."""
+    if not cfg.health.early_stopping:
+        return {}
+    best = "loss" if cfg.loss.view == "demonstrations" else "rewards/accuracies"
+    return {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": f"eval_{best}",
+        "greater_is_better": best != "loss",
+        "save_strategy": arguments["eval_strategy"],
+        "save_steps": arguments.get("eval_steps") or arguments["save_steps"],
+    }
+
+
+def own_reference(model, cfg: DictConfig, arguments: dict) -> dict:
+    """The reference, where it is not the policy as it starts and TRL would find none or another one.
+
+    `model.reference` names another model. In full fine-tuning with an online reference it is a copy of the model: TRL
+    would load one anew by name, without our revision and merges. Raises ModelError where the loss has no reference.
+    """
+    if cfg.model.reference is not None:
+        if "precompute_ref_log_probs" not in arguments:
+            raise models.ModelError(f"model.reference={cfg.model.reference}: this loss has no reference; leave it out")
+        other = OmegaConf.merge(cfg.model, {"path": cfg.model.reference, "revision": None})
+        return {"ref_model": models.load_model(other, cfg.lora, bool(cfg.hardware.use_cpu))}
+    if cfg.lora or arguments.get("precompute_ref_log_probs") is not False:
+        return {}
+    return {"ref_model": copy.deepcopy(model)}
+
+
+def faster(trainer_class: type, settings: DictConfig) -> type:
+    """`trainer_class` with preftune's fast path over it, unless `fastpath.enabled` is false."""
+    if not settings.enabled:
+        return trainer_class
+    return fastpath.trainer_class(trainer_class, **{key: settings[key] for key in settings if key != "enabled"})
+
+
+def with_metrics(trainer_class: type) -> type:
+    """`trainer_class` proved at its first step, with preftune's metrics beside TRL's, by what the class computes."""
+    mixins = {"_compute_loss": metrics.PerTokenMetrics, "get_batch_loss_metrics": metrics.PerTokenMeans}
+    added = [mixin for method, mixin in mixins.items() if hasattr(trainer_class, method)]
+    return type(trainer_class.__name__, (ProvedStart, metrics.Throughput, *added, trainer_class), {})
+
+
+def load_data(cfg: DictConfig, tokenizer) -> Data:
+    """The checked train and eval rows of `cfg` in the form that its trainer takes."""
+    return load(cfg.data, view=cfg.loss.view, tokenizer=tokenizer, max_length=cfg.train.max_length, seed=cfg.train.seed)

@@ -1,0 +1,169 @@
+"""A plan is made from shapes alone, says what the model's own weights say, and refuses what cannot fit."""
+
+import json
+import time
+
+import pytest
+from omegaconf import OmegaConf
+
+from preftune import plan
+from preftune.data import load
+from preftune.embedded import folder
+from preftune.plan import layers, scale, sizes
+from preftune.plan.advice import choice
+from preftune.plan.command import report
+
+# Parameters as their cards and papers state them
+PUBLISHED = {
+    "gemma2_9b": 9.24e9,
+    "gpt2": 124.4e6,
+    "llama2_13b": 13.02e9,
+    "llama3_70b": 70.55e9,
+    "llama3_8b": 8.03e9,
+    "mistral7b": 7.25e9,
+    "mistral7b_base": 7.24e9,
+    "pythia28": 2.78e9,
+    "qwen3_8b": 8.19e9,
+    "smollm3_sft": 3.08e9,
+    "zephyr_gemma_sft": 8.54e9,
+    "zephyr_sft": 7.24e9,
+}
+GPU = ["hardware=gpu24gb", "model=mistral7b"]
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_a_named_model_has_the_parameters_that_its_card_states(model):
+    config = sizes.from_keywords(choice("model", model).architecture)
+    assert sizes.sizes(config, None).parameters == pytest.approx(PUBLISHED[model], rel=0.005)
+
+
+@pytest.mark.parametrize("lora", ["lora", "qlora", "dora"])
+def test_adapter_parameters_are_those_that_peft_trains(composed, lora):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    cfg = composed("dpo", f"lora={lora}")
+    keywords = OmegaConf.to_container(cfg.lora)
+    keywords.pop("quantization", None)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder("embedded://tiny")), LoraConfig(**keywords))
+    planned = plan.plan(cfg)
+    assert planned.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_a_plan_from_loaded_rows_counts_them_and_their_steps(composed):
+    from preftune import models
+
+    cfg = composed("dpo", "train.max_steps=-1", "train.num_train_epochs=2")
+    tokenizer = models.load_tokenizer(cfg.model)
+    data = load(cfg.data, view="paired", tokenizer=tokenizer, max_length=1024, seed=42)
+    began = time.perf_counter()
+    planned = plan.plan(cfg, data, tokenizer)
+    assert time.perf_counter() - began < 3  # a second, where nobody else computes
+    assert (planned.rows, planned.steps, planned.lengths) == (18, 10, "counted")
+    assert planned.tokens > 0 and 0 <= planned.padding < 1
+    lines = plan.lines(planned)
+    assert len(lines) == 3 and all(line.startswith("plan: ") for line in lines)
+
+
+@pytest.mark.parametrize("loss", ["dpo", "kto", "orpo", "simpo", "sft"])
+def test_every_kind_of_loss_is_planned(composed, loss):
+    told = json.loads(report(composed("plan", f"loss={loss}", "format=json")))
+    assert {"parameters", "memory_gb", "fits", "suggestions", "steps", "tokens", "seconds"} <= told.keys()
+    parts = dict(told["memory_gb"])
+    assert parts.pop("total") == pytest.approx(sum(parts.values()), abs=0.01)
+    assert (told["reference"]["kind"] == "cached") == (loss in ("dpo", "kto"))
+
+
+def test_both_stages_of_a_pipeline_are_planned(composed):
+    told = json.loads(report(composed("plan", "stages=sft_dpo", "format=json")))
+    assert told["stages"].keys() == {"sft", "preference"}
+    assert told["steps"] == sum(stage["steps"] for stage in told["stages"].values())
+
+
+def test_qlora_fits_a_7b_model_on_24_gb_and_full_fine_tuning_does_not(composed):
+    data = ["data=ultrafeedback", "train.max_steps=-1"]
+    thin = plan.plan(composed("dpo", *GPU, "lora=qlora", *data))
+    assert thin.fits and 3.5 < thin.memory_gb["weights"] < 4.5
+    full = composed("dpo", *GPU, "lora=none", *data)
+    refused = plan.plan(full)
+    assert refused.fits is False and any("lora=qlora" in each for each in refused.suggestions)
+    with pytest.raises(plan.PlanError, match=r"fit with .*lora=.*fit_check=false"):
+        plan.require_fits(refused, full)
+    full.fit_check = False
+    plan.require_fits(refused, full)
+
+
+def test_what_a_suggestion_says_fits(composed):
+    from preftune.plan.advice import changed
+
+    cfg = composed(
+        "dpo", "hardware=gpu24gb", "model=llama3_8b", "lora=lora", "data=ultrafeedback", "hardware.memory_gb=16"
+    )
+    planned = plan.plan(cfg)
+    assert planned.fits is False and planned.suggestions
+    for line in planned.suggestions:
+        assert plan.plan(changed(cfg, line.split())).fits
+
+
+def test_checkpointing_packing_and_smaller_batches_save_memory(composed):
+    base = ["hardware=gpu", "model=mistral7b", "lora=lora", "data=ultrafeedback", "hardware.memory_gb=80"]
+    total = plan.plan(composed("dpo", *base)).memory_gb["total"]
+    for change in (
+        "hardware.gradient_checkpointing=true",
+        "hardware.per_device_train_batch_size=1",
+        "train.max_length=512",
+    ):
+        assert plan.plan(composed("dpo", *base, change)).memory_gb["total"] < total
+    assert plan.plan(composed("dpo", *base, "fastpath.enabled=false")).memory_gb["total"] > total
+
+
+def test_a_copy_of_the_reference_weighs_as_much_as_the_model(composed):
+    online = plan.plan(composed("dpo", "lora=none", "loss.precompute_ref_log_probs=false"))
+    assert online.reference["kind"] == "copy" and online.memory_gb["reference"] == online.memory_gb["weights"]
+
+
+def test_sharding_divides_what_it_shares(composed):
+    cfg = composed("dpo", "hardware=gpu80gb", "model=mistral7b", "lora=none", "data=ultrafeedback")
+    plans = [plan.plan(cfg, world_size=8, sharding=each).memory_gb for each in ("none", "zero2", "zero3")]
+    for part in ("weights", "gradients", "optimizer"):
+        held = [each[part] for each in plans]
+        assert held[2] < held[0] and held[2] <= held[1]
+    assert plans[1]["weights"] == plans[0]["weights"]
+    with pytest.raises(plan.PlanError, match="zero9"):
+        plan.plan(cfg, sharding="zero9")
+
+
+def test_layers_watched_on_fake_tensors_keep_what_real_ones_keep():
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder("embedded://tiny"))
+    setting = layers.Setting(2, 96, "float32", None, "sdpa", None, False)
+    feet = layers.footprint(config, setting)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    mask = torch.ones(2, 1, 96, 96, dtype=torch.bool)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        hidden = model.base_model(torch.zeros(2, 96, dtype=torch.long), attention_mask=mask, use_cache=False)
+    assert hidden is not None
+    assert feet.first + feet.layer == pytest.approx(sum(kept.values()), rel=0.12)
+
+
+def test_a_model_whose_architecture_is_nowhere_is_one_clear_error(composed):
+    with pytest.raises(plan.PlanError, match=r"no config.json to plan from.*model.architecture"):
+        plan.plan(composed("dpo", "model.path=nobody/nothing"))
+
+
+def test_a_table_has_every_model_lora_and_hardware(composed, monkeypatch):
+    few = {"model": ["tiny", "mistral7b"], "lora": ["lora", "qlora"], "hardware": ["gpu24gb", "cpu"]}
+    monkeypatch.setattr(scale, "choices", few.get)
+    lines = report(composed("plan", "table=true", "data=ultrafeedback")).splitlines()
+    assert len(lines) == 1 + 2 * 2 * 2 and "mistral7b" in lines[-1]

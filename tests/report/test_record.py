@@ -1,0 +1,65 @@
+"""Run directories as they are read, whole or not."""
+
+import math
+
+import pytest
+
+from preftune.report import record
+
+
+def trained(step, loss):
+    return {"step": step, "seconds": step, "loss": loss}
+
+
+def test_of_a_step_logged_twice_the_later_value_counts(a_run):
+    run = a_run(rows=[trained(1, 0.7), trained(2, 0.6), trained(2, 0.5), trained(3, 0.4)])  # resumed before step 2
+    assert record.read(run).series("loss") == {1: 0.7, 2: 0.5, 3: 0.4}
+
+
+def test_nan_in_metrics_is_read_as_nan(a_run):
+    series = record.read(a_run(rows=[trained(1, math.nan), trained(2, math.inf)])).series("loss")
+    assert math.isnan(series[1]) and math.isinf(series[2])
+
+
+def test_a_line_cut_off_by_a_kill_is_counted_and_left_out(a_run):
+    run = a_run(rows=[trained(1, 0.7)])
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 2, "lo')
+    seen = record.read(run)
+    assert len(seen.rows) == 1 and seen.unreadable == 1
+
+
+def test_every_file_but_the_config_may_be_missing(a_run):
+    files = {"manifest_json": None, "summary_json": None, "findings_json": None, "data_findings_json": None}
+    seen = record.read(a_run(**files))
+    assert (seen.manifest, seen.summary, seen.findings, seen.data_findings, seen.rows) == ({}, {}, None, None, [])
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(record.ReportError, match=f"{tmp_path}: no run directory"):
+        record.read(tmp_path)
+    with pytest.raises(record.ReportError, match="nowhere: no such folder"):
+        record.read(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [("summary.json", '{"looks": ['), ("manifest.json", "[]"), ("config.yaml", "a: [")]
+)
+def test_a_broken_file_is_named(a_run, file, text):
+    run = a_run()
+    (run / file).write_text(text, encoding="utf-8")
+    with pytest.raises(record.ReportError, match=file):
+        record.read(run)
+
+
+def test_stages_come_in_the_order_in_which_they_began(a_run):
+    run = a_run("pipe")
+    a_run("pipe/preference", manifest_json={"created": "2026-01-01T02:00:00"})
+    a_run("pipe/sft", manifest_json={"created": "2026-01-01T01:00:00"})
+    seen = record.read(run)
+    assert [stage.name for stage in seen.stages] == ["sft", "preference"] and seen.last_stage.name == "preference"
+
+
+def test_tokens_a_second_come_from_the_metrics_where_the_summary_has_none(a_run):
+    run = a_run(rows=[{"step": 3, "seconds": 20, "train_runtime": 20.0, "num_tokens": 5000.0}])
+    assert record.read(run).speed() == {"seconds": 75.0, "tokens": 5000.0, "tokens_per_second": 250.0}
