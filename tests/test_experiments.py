@@ -42,15 +42,12 @@ def test_a_published_recipe_names_the_source_of_each_key(name):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_recipe_passes_the_checks_and_plans(name):
+def test_a_published_recipe_passes_the_checks_plans_and_keeps_its_global_batch(name):
     cfg = composed_experiment(name)
     assert [str(each) for each in checks.check(cfg)] == []
     planned = plan.plan(cfg, world_size=1)
-    assert planned.steps > 100 and planned.global_batch == cfg.global_batch
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_its_global_batch_is_the_same_on_one_and_on_four_devices(name):
-    cfg = composed_experiment(name, "hardware.per_device_train_batch_size=1")
+    whole = yaml.safe_load(text_of(name))["global_batch"]
+    assert planned.steps > 100 and planned.global_batch == cfg.global_batch == whole
+    cfg.hardware.per_device_train_batch_size = 1
     for devices in (1, 4):
-        assert devices * global_batch.accumulation(cfg, devices) == yaml.safe_load(text_of(name))["global_batch"]
+        assert devices * global_batch.accumulation(cfg, devices) == whole

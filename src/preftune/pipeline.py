@@ -79,7 +79,7 @@ def starting_model(cfg: DictConfig, run: Path) -> Artifact:
         return lineage.artifact(cfg.model.path)
     if not (Path(cfg.pipeline.adapter) / "adapter_config.json").exists():
         raise PipelineError(f"pipeline.adapter={cfg.pipeline.adapter}: there is no adapter_config.json in it")
-    return whole_model(Path(cfg.pipeline.adapter), run / "start-model", cfg.model.dtype)
+    return whole_model(Path(cfg.pipeline.adapter), run / "start-model", cfg.model.dtype, OmegaConf.create({}))
 
 
 def stage_config(progress: Progress, name: str, **changes) -> DictConfig:
@@ -100,7 +100,7 @@ def model_at_hand(progress: Progress) -> Artifact:
     if progress.result is None:
         return progress.model
     merged = progress.result.parent.with_name(f"{progress.result.parent.name}-model")
-    return whole_model(progress.result, merged, progress.cfg.model.dtype)
+    return whole_model(progress.result, merged, progress.cfg.model.dtype, progress.cfg.lora)
 
 
 def model_section(progress: Progress) -> dict:
@@ -150,13 +150,17 @@ def damaged(folder: Path) -> str | None:
     return fault and f"model: {fault};"
 
 
-def whole_model(result: Path, merged: Path, dtype: str) -> Artifact:
-    """A stage's result as a whole model: itself, or where it is an adapter, merged into its base."""
+def whole_model(result: Path, merged: Path, dtype: str, lora: DictConfig) -> Artifact:
+    """A stage's result as a whole model: itself, or where it is an adapter, merged into its base.
+
+    A QLoRA adapter is merged into its 4-bit base, dequantized: the weights that it was trained over.
+    """
     if not (result / "adapter_config.json").exists():
         return lineage.artifact(result)
-    made_of = {"adapter": lineage.artifact(result).digest, "dtype": dtype}
+    quantization = OmegaConf.to_container(lora.quantization, resolve=True) if "quantization" in lora else None
+    made_of = {"adapter": lineage.artifact(result).digest, "dtype": dtype, "quantization": quantization}
     if needed(merged, made_of) and runs.main_process():
-        models.merge(result, merged, dtype)
+        models.merge(result, merged, dtype, quantization)
         lineage.record(merged, made_of, lineage.artifact(merged))
     checkpoints.wait_for_all()
     return lineage.artifact(merged)

@@ -35,7 +35,11 @@ def trained_in_rounds(progress: "pipeline.Progress", name: str) -> None:
         print(f"round {number}: score {sampled['score']:.4f} before, {counts}", flush=True)
         own = {"path": str(progress.run / f"round-{number}-pairs" / PAIRS), "eval_split": str(held_out), "columns": {}}
         own["on_bad_rows"] = "skip"  # what a model says may hold anything; the rows are listed in skipped_rows.jsonl
-        changes = {"data": OmegaConf.to_container(OmegaConf.merge(cfg.data, own, {"max_rows": None, "sft_path": None, "sft_fraction": 0.0}), resolve=True)}
+        changes = {
+            "data": OmegaConf.to_container(
+                OmegaConf.merge(cfg.data, own, {"max_rows": None, "sft_path": None, "sft_fraction": 0.0}), resolve=True
+            )
+        }
         if settings.reference == "fixed" and number > 1:
             changes["model"] = {**pipeline.model_section(progress), "reference": first.path}
         pipeline.trained(progress, f"round-{number}", **changes)
@@ -72,11 +76,10 @@ def sample(progress: "pipeline.Progress", data, name: str, number: int) -> dict:
         answers = texts[i * settings.answers : (i + 1) * settings.answers]
         rows.append({"prompt": prompt, "answers": answers, "scores": score(prompt, answers)})
     pairs = [pair for row in rows if (pair := best_against_worst(row, settings.length_ratio))]
-    if not pairs:
+    if not pairs and number <= settings.number:
         raise scoring.ScoringError(
             f"{name}: no two answers to one prompt differ in score and are of similar length, so there is nothing to "
-            "learn "
-            "from; raise pipeline.rounds.answers or pipeline.rounds.length_ratio"
+            "learn from; raise pipeline.rounds.answers or pipeline.rounds.length_ratio"
         )
     found = {
         "score": fmean(each for row in rows for each in row["scores"]),

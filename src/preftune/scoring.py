@@ -14,11 +14,45 @@ from preftune.errors import UserError
 Messages = list[dict]
 Scorer = Callable[[Messages, Sequence[str]], list[float]]  # a prompt and several answers to it → a score each
 WORD = re.compile(r"[a-z0-9']+")
-COMMON = frozenset(
-    "a an and are as at be by can do does for from how i if in is it me my of on or should so tell that the there "
-    "this to was "
-    "what when where which who why will with would you your".split()
-)
+COMMON = {
+    "a",
+    "an",
+    "and",
+    "are",
+    "as",
+    "at",
+    "be",
+    "by",
+    "can",
+    "do",
+    "does",
+    "for",
+    "from",
+    "how",
+    "i",
+    "if",
+    "in",
+    "is",
+}
+COMMON |= {
+    "it",
+    "me",
+    "my",
+    "of",
+    "on",
+    "or",
+    "should",
+    "so",
+    "tell",
+    "that",
+    "the",
+    "there",
+    "this",
+    "to",
+    "was",
+    "what",
+}
+COMMON |= {"when", "where", "which", "who", "why", "will", "with", "would", "you", "your"}
 
 
 class ScoringError(UserError):

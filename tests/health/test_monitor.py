@@ -133,8 +133,8 @@ def test_answers_that_grow_or_shrink_by_more_than_the_limit_are_named():
 def test_answers_are_sampled_while_training_and_their_length_is_watched(composed):
     cfg = composed(
         "dpo",
-        *("train.max_steps=40", "sample_steps=20", "samples=2", "lora=none", "train.learning_rate=0.02", "loss=dpo_sft"),
-        *("health.length_drift=1.5", "train.eval_strategy=no"),
+        *("train.max_steps=40", "sample_steps=20", "samples=2", "health.length_drift=1.5", "train.eval_strategy=no"),
+        *("lora=none", "train.learning_rate=0.02", "loss=dpo_sft"),
     )
     train(cfg)
     run = Path(cfg.output_dir)

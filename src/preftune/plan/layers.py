@@ -9,6 +9,7 @@ import copy
 import weakref
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -219,11 +220,12 @@ def _fake(model: PreTrainedModel, setting: Setting) -> None:
         base = model.get_base_model() if setting.adapter else model
         for module in base.base_model.modules():
             if type(module) is torch.nn.Linear and not module.weight.requires_grad:
-                module.forward = lambda hidden, module=module: FourBit.apply(_half(hidden), module.weight)
+                module.forward = partial(_four_bit, module.weight)
 
 
-def _half(hidden: torch.Tensor) -> torch.Tensor:
-    return hidden.to(torch.bfloat16)
+def _four_bit(weight: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """bitsandbytes' layer: it multiplies in bfloat16, and answers in the precision that it was asked in."""
+    return FourBit.apply(hidden.to(torch.bfloat16), weight).to(hidden.dtype)
 
 
 def _mask(rows: int, columns: int, config: PreTrainedConfig, setting: Setting):

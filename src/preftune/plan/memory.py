@@ -10,9 +10,8 @@ TILE_COPIES = 7  # of a tile in float32 that its backward holds where there is n
 TILE_FORWARD = 4
 FULL_LOGITS = 3  # copies of all logits in float32 that ORPO and CPO hold on TRL's own path, beside those it returns
 CONTEXT = 0.8e9  # CUDA context, cuBLAS workspace, fragmentation of the allocator: assumed, measured on no card
-# On CPU, resident memory over live tensors: glibc's allocator leaves holes between what stays, more between the small
-# tensors of adapters, and keeps blocks under 32 MiB that are freed. Measured (docs/plan.md); a GPU's allocator differs.
-HOLES, HOLES_WITH_ADAPTER, GIVEN_BACK = 1.3, 1.6, 2**25
+# On CPU: what glibc's allocator does not give back, beside a share of the activations. Fitted to runs (docs/plan.md)
+HOLES, STAYS = 0.25, 0.3e9
 MASTER = 12  # bytes a parameter of DeepSpeed's optimizer: its own float32 weights, and Adam's two states
 SHARDS = {  # what is divided by the number of devices
     "none": (),
@@ -116,10 +115,9 @@ def estimate(run: Run, feet: layers.Footprint, batch: Batch, width: int) -> Memo
         ),
         replace(still, moment="first layer", activations=feet.first + feet.working + mask),
     ]
-    if not run.on_gpu:
-        holes = HOLES if full else HOLES_WITH_ADAPTER
-        moments = [replace(memory, activations=memory.activations * holes) for memory in moments]
-        moments.append(optimizer_step(still, run, kept + again + feet.working + mask, batch, width, full))
+    if not run.on_gpu:  # Adam's loop over parameters; on GPUs it is fused, or allowed for in CONTEXT
+        largest = 2 * run.size.head * sizes.BYTES[run.dtype] if full else 0
+        moments.append(replace(still, moment="optimizer step", activations=largest))
     if run.reference == "cached":
         moments.append(
             replace(
@@ -131,16 +129,8 @@ def estimate(run: Run, feet: layers.Footprint, batch: Batch, width: int) -> Memo
                 optimizer=0,
             )
         )
-    return max(moments, key=lambda memory: memory.total)
-
-
-def optimizer_step(still: Memory, run: Run, freed: float, batch: Batch, width: int, full: bool) -> Memory:
-    """The end of a step on CPU: all gradients, Adam's temporaries, and what was freed and not given back."""
-    scored = batch.tokens if run.everywhere else batch.scored
-    block = min(scored, TILE_TOKENS) * min(run.size.head // width, TILE_WORDS) * 4
-    logits = head(run, batch, width, full) if block <= GIVEN_BACK * 1.05 else 0
-    largest = 2 * run.size.head * sizes.BYTES[run.dtype] if full else 0
-    return replace(still, moment="optimizer step", activations=freed + largest, logits=logits)
+    fullest = max(moments, key=lambda memory: memory.total)
+    return fullest if run.on_gpu else replace(fullest, other=HOLES * fullest.activations + STAYS)
 
 
 def scored_at_once(run: Run, batch: Batch) -> Batch:
