@@ -3,7 +3,7 @@
 Each run is a process of its own: rows of one length are loaded, the plan is made, then the model is loaded and trained
 for two steps, the reference pass included. Measured is the highest resident memory above that of the process before the
 model: once with glibc told to give back what is freed, so that it is what PyTorch holds, beside the plan without
-`other`; and once as a user's run has it, beside the plan's total. Writes benchmarks/results/memory.json and the table of
+`other`; and once as a user's run has it, beside the total. Writes benchmarks/results/memory.json and the table of
 docs/plan.md.
 """
 

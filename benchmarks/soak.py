@@ -109,7 +109,7 @@ def main() -> None:
                 moment = kill_once(run, draw, whole, *resume(run))
                 killed[moment or "ended before"] += 1
             if start(run, *resume(run)).wait():
-                sys.exit(f"run {number} does not go on:\n{(run.parent / 'output.txt').read_text()}")
+                sys.exit(f"run {number} does not go on:\n{(run.parent / 'output.txt').read_text()[-3000:]}")
             wrong += [f"run {number}: {each}" for each in differences(run, alone)]
             shutil.rmtree(run.parent)
     print(f"{args.runs} pipelines, kills by moment: {dict(killed)}; {len(wrong)} differences")

@@ -82,6 +82,15 @@ def test_a_kill_loses_at_most_the_steps_since_the_last_checkpoint(tmp_path, unbr
     assert "resume: checkpoint-" in finish(run, unbroken)
 
 
+def test_a_run_killed_after_its_last_step_takes_no_step_more(tmp_path, unbroken):
+    run = tmp_path / "run"
+    process = start(run)
+    wait_for((run / f"checkpoint-{STEPS}" / "hashes.json").exists, process)
+    process.kill()
+    process.wait()
+    assert f"resume: checkpoint-{STEPS}" in finish(run, unbroken)
+
+
 def test_a_second_run_on_one_directory_is_refused(tmp_path):
     run = tmp_path / "run"
     process = start(run)

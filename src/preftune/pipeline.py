@@ -120,8 +120,9 @@ def trained(progress: Progress, name: str, **changes) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if runs.main_process():
             lineage.record(folder, made_of)
-        loss = name if name != PREFERENCE else progress.choices.get("loss", PREFERENCE)
-        training.stage(cfg, progress.choices | {"loss": loss})
+        if not (folder / "summary.json").exists():  # else it was killed between its last word and its lineage
+            loss = name if name != PREFERENCE else progress.choices.get("loss", PREFERENCE)
+            training.stage(cfg, progress.choices | {"loss": loss})
         if runs.main_process():
             lineage.record(folder, made_of, lineage.artifact(folder / "model"))
         checkpoints.wait_for_all()

@@ -45,6 +45,11 @@ def main_process() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
+def world_size() -> int:
+    """How many processes this run has."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 @contextlib.contextmanager
 def opened(cfg: DictConfig, at_end: Callable[[Path], object], stages: bool = False) -> Iterator[Path]:
     """The run directory of `cfg`, held by this process alone; status.json says how the run ended, then comes `at_end`.

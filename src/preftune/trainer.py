@@ -9,8 +9,9 @@ from peft import LoraConfig
 from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from preftune import checks, fastpath, metrics, models
+from preftune import checks, fastpath, metrics, models, runs
 from preftune.data import Data, load
+from preftune.global_batch import accumulation
 from preftune.health import ProvedStart
 
 
@@ -26,7 +27,7 @@ def trainer_arguments(cfg: DictConfig) -> dict:
         if twice := merged.keys() & given.keys():
             raise ValueError(f"{', '.join(sorted(twice))}: given in {group} and in another group of trainer arguments")
         merged |= given
-    return merged
+    return merged | {"gradient_accumulation_steps": accumulation(cfg, runs.world_size())}
 
 
 def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer=None) -> Trainer:

@@ -12,9 +12,9 @@ import datasets
 import transformers
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 
-from preftune import checkpoints, checks, hardware, health, models, report, runs
+from preftune import checkpoints, checks, hardware, health, models, plan, report, runs
 from preftune.data import Data
 from preftune.errors import Interrupted, Stopped
 from preftune.interruption import Interruption
@@ -70,6 +70,7 @@ def _trained(
     tokenizer = models.load_tokenizer(cfg.model)
     data = load_data(cfg, tokenizer)
     print(f"data: {data.line}")
+    planned = announce(cfg, data, tokenizer)
     trainer = build_trainer(cfg, data, tokenizer)
     trainer.findings = findings
     print(f"model: {cfg.model.path}, {models.describe(trainer.model)}")
@@ -79,13 +80,14 @@ def _trained(
     gate = pass_gate(cfg, run, data, looks[0], findings)
     monitor = watch(cfg, run, trainer, looks[0], data, choices, tracker, findings)
     trainer.add_callback(interruption)
-    trainer.train(resume_from_checkpoint=resumed_from(cfg, run))
+    run_training(trainer, resumed_from(cfg, run))
     end_early(cfg, run, trainer, monitor, interruption)
     held_out = last_evaluation(trainer) if trainer.eval_dataset is not None else {}
     checkpoints.save_whole(run / "model", trainer.save_model)
     looks.append(look(f"after {choices.get('loss', 'training')}", trainer, data, cfg))
     summary = summarize(trainer, looks, held_out) | {
         "gate": gate,
+        "plan": planned,
         "findings": len(findings.rows()),
         "rolled_back_to": monitor.rolled_back_to,
         "peak_memory_gb": hardware.peak_memory_gb(),
@@ -97,6 +99,14 @@ def _trained(
     if monitor.stopped_by:
         raise Stopped(f"Stopped: {monitor.stopped_by}")
     return summary
+
+
+def announce(cfg: DictConfig, data: Data, tokenizer) -> dict:
+    """Say what the run will take. Raises PlanError where that is more than there is, unless fit_check=false."""
+    made = plan.plan(cfg, data, tokenizer, world_size=runs.world_size())
+    print("\n".join(plan.lines(made)), flush=True)
+    plan.require_fits(made, cfg)
+    return dataclasses.asdict(made)
 
 
 def describe_run(cfg: DictConfig, run: Path, trainer: Trainer, data: Data, choices: dict, tracker: Tracker) -> None:
@@ -172,13 +182,26 @@ def watch(
     return monitor
 
 
-def resumed_from(cfg: DictConfig, run: Path) -> str | None:
+def resumed_from(cfg: DictConfig, run: Path) -> Path | None:
     """The checkpoint to go on from, the same on every rank; None: from the beginning."""
     if not cfg.resume:
         return None
     found = checkpoints.newest(run)
     print(f"resume: {found.name if found else 'no whole checkpoint, from the beginning'}")
-    return str(found) if found else None
+    return found
+
+
+def run_training(trainer: Trainer, checkpoint: Path | None) -> None:
+    """Train, from a checkpoint if there is one. One of the last step is only loaded: Trainer would take a step more."""
+    if checkpoint is None:
+        trainer.train()
+        return
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if state.global_step < state.max_steps:
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+        return
+    checkpoints.restore(trainer, checkpoint)
+    trainer.state = state
 
 
 def end_early(
