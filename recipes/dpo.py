@@ -5,15 +5,12 @@
 
 import hydra
 
-from preftune import checks, errors
+from preftune import checks, launch
 
 
 @hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="dpo")
 def main(cfg):
-    from preftune.training import train  # imports torch: only after the checks
-
-    with errors.plainly():
-        train(cfg)
+    return launch.run(cfg, "recipes.dpo", "preftune.training:train")
 
 
 if __name__ == "__main__":

@@ -5,15 +5,12 @@
 
 import hydra
 
-from preftune import checks, errors
+from preftune import checks, launch
 
 
 @hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="sft_dpo")
 def main(cfg):
-    from preftune.pipeline import run_stages  # imports torch: only after the checks
-
-    with errors.plainly():
-        run_stages(cfg)
+    return launch.run(cfg, "recipes.sft_dpo", "preftune.pipeline:run_stages")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CPU = ["hardware=cpu", "hardware.bf16=false", "tracking=none", "train.max_steps=1", "samples=1"]
+CPU = ["hardware=cpu", "hardware.bf16=false", "tracking=none", "train.max_steps=1", "samples=1", "gate.on_fail=warn"]
 
 
 def test_the_users_line_composes_as_typed(typed):
@@ -49,7 +49,7 @@ def test_one_new_file_a_group_is_all_that_a_new_choice_needs(typed, pairs_file, 
         (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "mine" / name).write_text(text)
     choices = ["loss=cdpo", "model=mine", "data=mine", "hardware=laptop", "lora=thin"]
-    rest = ["tracking=none", "train.max_steps=1", "samples=1", "output_dir=run"]
+    rest = ["tracking=none", "train.max_steps=1", "samples=1", "gate.on_fail=warn", "output_dir=run"]
     done = typed("recipes.dpo", "--config-dir", str(tmp_path / "mine"), *choices, *rest)
     assert done.returncode == 0, done.stderr
     config = (tmp_path / "run" / "config.yaml").read_text()

@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from preftune.errors import Interrupted, Stopped, UserError
 
 PACKAGES = ["preftune", "torch", "trl", "transformers", "datasets", "peft", "accelerate", "bitsandbytes", "wandb"]
-MAY_CHANGE = {"resume", "tracking", "hardware", "health", "gate"}  # what a resumed run may set anew and be the same run
+# What a resumed run may set anew and be the same run
+MAY_CHANGE = {"resume", "tracking", "hardware", "nproc", "health", "gate"}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TORN = "inline_container.cc"  # where torch.save complains of a file that ends before what it wrote
 
@@ -130,12 +131,11 @@ def open_run(cfg: DictConfig, stages: bool = False) -> Path:
             )
         if (run / "summary.json").exists() and not stages:
             raise RunError(f"output_dir={run} holds a finished run; there is nothing to resume. See {run}/summary.json")
-        before = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-        changed = sorted(k for k in config | before if k not in MAY_CHANGE and config.get(k) != before.get(k))
-        if changed and not stages:
+        differing = changed(cfg, run)
+        if differing and not stages:
             raise RunError(
-                f"resume=true: {', '.join(changed)} differ from {run}/config.yaml, and the run would not be the same. "
-                "Give the same settings, or start another run: output_dir=ANOTHER"
+                f"resume=true: {', '.join(differing)} differ from {run}/config.yaml, and the run would not be the "
+                "same. Give the same settings, or start another run: output_dir=ANOTHER"
             )
     elif cfg.resume:
         raise RunError(f"resume=true: there is no run in output_dir={run}. Leave resume out to start one there")
@@ -150,6 +150,13 @@ def open_run(cfg: DictConfig, stages: bool = False) -> Path:
     run.mkdir(parents=True, exist_ok=True)
     write_text(run / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     return run
+
+
+def changed(cfg: DictConfig, run: Path) -> list[str]:
+    """The sections of `cfg` that differ from those which the run was begun with, and may not."""
+    config = OmegaConf.to_container(cfg, resolve=True)
+    before = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    return sorted(k for k in config | before if k not in MAY_CHANGE and config.get(k) != before.get(k))
 
 
 def begun(run: Path) -> bool:

@@ -9,7 +9,7 @@ from peft import LoraConfig
 from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from preftune import checks, fastpath, metrics, models, runs
+from preftune import checks, engine, fastpath, metrics, models, runs
 from preftune.data import Data, load
 from preftune.global_batch import accumulation
 from preftune.health import ProvedStart
@@ -47,16 +47,18 @@ def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer=None) -> 
     if "balance_labels" in cfg.loss and cfg.loss.balance_labels and data.kto_weights:
         arguments |= {key: arguments[key] * weight for key, weight in data.kto_weights.items()}
         print(f"KTO weights: {', '.join(f'{key} {arguments[key]:g}' for key in data.kto_weights)}")
-    arguments |= early_stopping(cfg, arguments)
+    arguments |= early_stopping(cfg, arguments) | engine.arguments(cfg)
     args = args_class(
         output_dir=cfg.output_dir,
         run_name=Path(cfg.output_dir).name,
         report_to=cfg.tracking.report_to,
+        project=cfg.tracking.project,  # Trackio's; W&B's is given by tracking.py
         logging_first_step=True,
         disable_tqdm=True,  # Progress shows one bar of our own
         **arguments,
     )
-    model = models.load_model(cfg.model, cfg.lora, args.use_cpu)
+    engine.require_processes(args.world_size)
+    model = models.load_model(cfg.model, cfg.lora, bool(cfg.hardware.use_cpu))
     adapter = {key: value for key, value in cfg.lora.items() if key != "quantization"}
     trainer = with_metrics(faster(trainer_class, cfg.fastpath))(
         model=model,
@@ -67,6 +69,7 @@ def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer=None) -> 
         peft_config=LoraConfig(**OmegaConf.to_container(OmegaConf.create(adapter))) if cfg.lora else None,
         **own_reference(model, cfg, arguments),
     )
+    engine.require(cfg, trainer.accelerator)
     trainer.starts_as_reference = cfg.model.reference is None
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

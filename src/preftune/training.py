@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from transformers import Trainer, TrainerState
 
-from preftune import checkpoints, checks, hardware, health, models, plan, report, runs
+from preftune import checkpoints, checks, hardware, health, launch, models, plan, report, runs
 from preftune.data import Data
 from preftune.errors import Interrupted, Stopped
 from preftune.interruption import Interruption
@@ -103,7 +103,7 @@ def _trained(
 
 def announce(cfg: DictConfig, data: Data, tokenizer) -> dict:
     """Say what the run will take. Raises PlanError where that is more than there is, unless fit_check=false."""
-    made = plan.plan(cfg, data, tokenizer, world_size=runs.world_size())
+    made = plan.plan(cfg, data, tokenizer, world_size=runs.world_size(), sharding=launch.sharding(cfg))
     print("\n".join(plan.lines(made)), flush=True)
     plan.require_fits(made, cfg)
     return dataclasses.asdict(made)

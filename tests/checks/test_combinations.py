@@ -36,6 +36,7 @@ def test_what_the_project_ships_has_no_problem(recipe, override):
 @pytest.mark.parametrize(
     ("overrides", "key", "phrase"),
     [
+        (["+train.hub_token=hf_x"], "train.hub_token", "set HF_TOKEN"),
         (["train.learning_rate=-1e-6"], "train.learning_rate", "at least 0"),
         (["loss.beta=0"], "loss.beta", "above 0, got 0; usual is 0.1"),
         (["train.max_length=0"], "train.max_length", "above 0"),

@@ -188,7 +188,14 @@ def on_its_way_out(stage: Stage) -> Iterator[Problem]:
             )
 
 
+def no_secret_in_a_file(stage: Stage) -> Iterator[Problem]:
+    """What is typed stands in config.yaml, the manifest and W&B."""
+    if stage["hub_token"] is not None:
+        yield stage.problem("hub_token", "would be written into the run's files: leave it out and set HF_TOKEN instead")
+
+
 RULES = [
+    no_secret_in_a_file,
     numbers,
     adapter_numbers,
     label_smoothing,

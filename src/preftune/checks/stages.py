@@ -10,7 +10,7 @@ from preftune.checks.problems import Problem, closest
 RESERVED = {
     "train": (),
     "loss": ("trainer", "view", "needs_sft", "gamma_beta_ratio", "balance_labels"),
-    "hardware": ("memory_gb", "tflops"),
+    "hardware": ("memory_gb", "tflops", "engine", "nproc", "nodes", "node_rank", "rendezvous"),
     "lora": ("quantization",),
 }
 ADAPTERS = {"lora": "peft.LoraConfig", "lora.quantization": "transformers.BitsAndBytesConfig"}

@@ -11,6 +11,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import add_fused_lm_head
 
+from preftune.evaluate.statistics import at_equal_length
+
 BATCH = 8  # pairs
 
 Row = tuple[list[int], int]  # token ids of prompt and answer, and where the answer begins
@@ -86,6 +88,7 @@ def implicit_rewards(policy: PairScores, reference: PairScores, beta: float) -> 
     return {
         "reward_accuracy": right.mean().item(),
         "reward_margin": each.mean().item(),
+        "length_controlled_accuracy": at_equal_length(right, policy.chosen_tokens - policy.rejected_tokens),
         "by_length": policy.by_length(logp_accuracy=policy.logp_right(), accuracy=right),
     }
 

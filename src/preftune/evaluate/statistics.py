@@ -1,19 +1,15 @@
 """How sure a share is, and what it would be at equal length."""
 
-import math
-
 import torch
 
-NORMAL_95 = 1.959964  # standard deviations that hold 95% of a normal distribution
+from preftune.report.accuracy import interval
+
 RIDGE = 0.1  # precision of the prior on the slope: finite where length alone tells the outcome
 
 
 def wilson(successes: float, n: int) -> list[float]:
     """[low, high] of the 95% interval of a share, `successes` of `n` (Wilson 1927): holds near 0 and 1 and for few."""
-    share, z2 = successes / n, NORMAL_95**2
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = NORMAL_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return [max(middle - half, 0.0), min(middle + half, 1.0)]
+    return list(interval(successes / n, n))
 
 
 def at_equal_length(outcomes: torch.Tensor, longer_by: torch.Tensor) -> float:

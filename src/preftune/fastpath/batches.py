@@ -64,8 +64,9 @@ class LengthSampler(Sampler[int]):
     """Rows in an order whose consecutive runs of `batch_size` have similar lengths; another order every epoch.
 
     Rows are shuffled and cut into buckets of `bucket_batches` batches; each bucket is sorted by length and cut into
-    batches; the batches are shuffled. The ranks of a distributed run take consecutive batches, so `ranks` neighbours
-    stay together and no rank waits for a longer batch. The rows that fill no batch come last, drawn from any length.
+    batches; the batches are shuffled. The ranks of a distributed run take consecutive runs, so what `ranks` of them
+    take at a time is sorted and shuffled as one batch: no rank waits for a longer one, and the rows of a step are those
+    of one process with a batch as large. The rows that fill no batch come last, drawn from any length.
     `epoch` is asked whenever an epoch begins, so that a resumed run goes on in the order of the one that it resumes.
     """
 
@@ -78,8 +79,9 @@ class LengthSampler(Sampler[int]):
         epoch: Callable[[], int],
         ranks: int = 1,
     ):
-        self.lengths, self.batch_size, self.bucket_rows = lengths, batch_size, batch_size * bucket_batches
-        self.seed, self.epoch, self.ranks = seed, epoch, ranks
+        self.lengths, self.batch_size = lengths, batch_size * ranks
+        self.bucket_rows = self.batch_size * bucket_batches
+        self.seed, self.epoch = seed, epoch
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -92,7 +94,7 @@ class LengthSampler(Sampler[int]):
             at = self.batch_size * int(rng.integers(len(bucket) // self.batch_size + 1)) if over else 0
             spare.extend(bucket[at : at + over])
             batches.extend(np.delete(bucket, slice(at, at + over)).reshape(-1, self.batch_size))
-        for batch in [*shuffled(batches, self.ranks, rng), spare]:
+        for batch in [*shuffled(batches, 1, rng), spare]:
             yield from map(int, batch)
 
 

@@ -52,10 +52,10 @@ def mixed_order(
 
 
 class BatchSequence(Sampler[int]):
-    """Rows batch by batch as they stand, the full batches in random order; another order every epoch."""
+    """Rows batch by batch as they stand, the full batches of all ranks in random order; another order every epoch."""
 
     def __init__(self, rows: int, batch_size: int, seed: int, epoch: Callable[[], int], ranks: int = 1):
-        self.rows, self.batch_size, self.seed, self.epoch, self.ranks = rows, batch_size, seed, epoch, ranks
+        self.rows, self.batch_size, self.seed, self.epoch = rows, batch_size * ranks, seed, epoch
 
     def __len__(self) -> int:
         return self.rows
@@ -64,7 +64,7 @@ class BatchSequence(Sampler[int]):
         full = self.rows - self.rows % self.batch_size
         batches = list(np.arange(full).reshape(-1, self.batch_size))
         rng = np.random.default_rng((self.seed, self.epoch()))
-        for batch in [*shuffled(batches, self.ranks, rng), range(full, self.rows)]:
+        for batch in [*shuffled(batches, 1, rng), range(full, self.rows)]:
             yield from map(int, batch)
 
 
@@ -83,7 +83,7 @@ class KTOBatches(LengthBatches):
             return dataset
         lengths = row_lengths(dataset, args.max_length)
         prompts = [tuple(ids) for ids in dataset["prompt_ids"]]
-        size = args.per_device_train_batch_size
+        size = args.per_device_train_batch_size * args.world_size  # TRL's KL is that of all ranks together
         order = mixed_order(lengths, np.array(dataset["label"], dtype=bool), prompts, size, self.bucket_batches)
         dataset = dataset.select(order)
         if "KL_completion_ids" not in dataset.column_names:

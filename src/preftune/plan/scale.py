@@ -46,6 +46,8 @@ def every_choice(cfg: DictConfig) -> str:
         for lora in choices("lora"):
             for machine in choices("hardware"):
                 variant = changed(cfg, [f"lora={lora}", f"hardware={machine}"])
+                if "engine" in variant.hardware and variant.hardware.engine:
+                    continue  # the same machines, several at a time
                 variant.model = section("model", choice("model", model))
                 for key in ("memory_gb", "tflops"):
                     if variant.hardware[key] is None:

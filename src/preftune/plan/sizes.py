@@ -46,11 +46,11 @@ def configuration(model: DictConfig) -> tuple[PreTrainedConfig, str]:
     local = Path(path).exists()
     options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     try:
-        return AutoConfig.from_pretrained(path, local_files_only=True, **options), path
+        return AutoConfig.from_pretrained(path, local_files_only=True, **options), model.path
     except (OSError, ValueError) as error:
         reason = error
     if not local and models._on_hub(path):
-        return AutoConfig.from_pretrained(path, **options), path
+        return AutoConfig.from_pretrained(path, **options), model.path
     if not model.architecture or local:
         raise PlanError(
             f"model.path={model.path}: no config.json to plan from ({str(reason).splitlines()[0][:120]}). Name a "

@@ -2,7 +2,7 @@
 
 import math
 
-Z = 1.96  # of a normal distribution: 95% lie within
+Z = 1.959964  # of a normal distribution: 95% lie within
 
 
 def interval(share: float | None, pairs: int | None) -> tuple[float, float] | None:

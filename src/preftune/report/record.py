@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from preftune import runs
 from preftune.errors import UserError
 
 
@@ -121,13 +121,11 @@ def runs_in(folder: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write under a temporary name and move into place (runs.write_text, which would import torch)."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    """runs.write_text for a page. Raises ReportError where the place cannot be written to."""
     try:
-        scratch.write_text(text, encoding="utf-8")
+        runs.write_text(path, text)
     except OSError as error:
         raise ReportError(f"{path}: cannot be written ({error.strerror}). Name another place: --output FILE") from None
-    os.replace(scratch, path)
     return path
 
 

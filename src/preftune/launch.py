@@ -1,0 +1,256 @@
+"""One recipe on any number of processes: it starts torchrun for its own command line, or takes the place it is given.
+
+`run` is what a recipe calls. It decides without torch whether this process trains: as the only one, as a rank that
+torchrun, accelerate or srun has started, or not at all, because it starts the ranks and waits for them. What the ranks
+then are to each other, and whether that is what was asked for, is engine.py's.
+"""
+
+import contextlib
+import importlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, MutableMapping
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from preftune import errors, hardware, sweep
+from preftune.errors import Interrupted, UserError
+
+ENGINES = ("ddp", "fsdp", "zero2", "zero3")
+SHUTDOWN_SECONDS = 45  # between the signal to the other ranks, after which they may save a checkpoint, and their end
+PATIENCE = 3  # seconds that the other ranks leave to rank 0, which most often fails of the same thing
+
+
+class LaunchError(UserError):
+    """Why the processes that were asked for cannot be started, or are not those that run."""
+
+
+def run(cfg: DictConfig, recipe: str, task: str) -> float | None:
+    """Run `task` ("module:function" of the config) as `cfg.hardware` says; the objective of a sweep: held-out accuracy.
+
+    `recipe` is the module to start once a rank. A UserError ends the program with its message alone; within a sweep it
+    is printed and raised, so that Hydra goes on with the other jobs. Imports torch only where this process trains.
+    """
+    place_from_slurm(os.environ)
+    with plainly(cfg):
+        if sweep.finished_before(cfg):
+            return sweep.objective(cfg.output_dir)
+        require_possible(cfg)
+        if starts_others(cfg):
+            start(cfg, recipe)
+            return sweep.objective(cfg.output_dir)
+        with as_rank(cfg):
+            module, _, name = task.partition(":")
+            getattr(importlib.import_module(module), name)(cfg)
+        return sweep.objective(cfg.output_dir)
+
+
+@contextlib.contextmanager
+def plainly(cfg: DictConfig) -> Iterator[None]:
+    """`errors.plainly`, except that a failed job of a sweep says what it was and lets the next one begin."""
+    if not sweep.in_sweep():
+        with errors.plainly():
+            yield
+        return
+    try:
+        yield
+    except Interrupted as error:  # whoever ends a job by a signal means the sweep
+        print(error, file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except Exception as error:
+        print(f"{cfg.output_dir}: failed, the other jobs go on. {error}", file=sys.stderr, flush=True)
+        raise
+
+
+def is_rank(environ: MutableMapping[str, str] = os.environ) -> bool:
+    """Whether this process has been given its place among others already."""
+    return "RANK" in environ and "WORLD_SIZE" in environ
+
+
+def place_from_slurm(environ: MutableMapping[str, str]) -> None:
+    """Set what torch reads (RANK, …) from what srun sets, where it has started one task a process.
+
+    One task a machine is left alone where it starts the ranks of its machine itself.
+    """
+    tasks, nodes = (int(environ.get(f"SLURM_STEP_NUM_{kind}", 1)) for kind in ("TASKS", "NODES"))
+    if is_rank(environ) or tasks <= nodes:
+        return
+    first = re.sub(r"\[(\d+).*", r"\1", environ["SLURM_STEP_NODELIST"]).split(",")[0]
+    environ |= {
+        "RANK": environ["SLURM_PROCID"],
+        "LOCAL_RANK": environ["SLURM_LOCALID"],
+        "WORLD_SIZE": str(tasks),
+        "MASTER_ADDR": environ.get("MASTER_ADDR", first),
+        "MASTER_PORT": environ.get("MASTER_PORT", str(port_of(environ))),
+    }
+
+
+def port_of(environ: MutableMapping[str, str]) -> int:
+    """A port that every task of a Slurm step comes to, and another step hardly ever does."""
+    return 20000 + (int(environ["SLURM_JOB_ID"]) * 7 + int(environ.get("SLURM_STEP_ID", 0))) % 20000
+
+
+def processes(cfg: DictConfig) -> int:
+    """How many processes a machine is asked for: nproc, or one a visible GPU."""
+    asked = cfg.hardware
+    return cfg.nproc or (1 if asked.use_cpu else max(1, len(hardware.nvidia() or hardware.rocm())))
+
+
+def require_possible(cfg: DictConfig) -> None:
+    """Raise LaunchError where hardware.* asks for what cannot run; before torch, and before anything is started."""
+    asked, problems = cfg.hardware, []
+    if asked.engine not in (None, *ENGINES):
+        problems.append(f"hardware.engine={asked.engine}: there is {', '.join(ENGINES)}")
+    if asked.engine == "fsdp" and asked.use_cpu:
+        problems.append("hardware=fsdp: accelerate shards on GPUs alone and would train unsharded. Write hardware=ddp")
+    if asked.engine == "ddp" and asked.use_cpu and not cfg.nproc and asked.nodes == 1 and not is_rank():
+        problems.append("hardware=ddp: without a GPU, say how many processes: nproc=2")
+    for key, value in (("nproc", cfg.nproc), ("hardware.nodes", asked.nodes)):
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            problems.append(f"{key}={value}: wants 1 or more")
+    if asked.nodes != 1 and not asked.rendezvous and not is_rank() and "SLURM_STEP_NODELIST" not in os.environ:
+        problems.append(
+            f"hardware.nodes={asked.nodes}: write where they meet, hardware.rendezvous=ADDRESS:PORT of the first "
+            "machine, on each of them"
+        )
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if is_rank() and cfg.nproc and size != cfg.nproc * asked.nodes:
+        problems.append(
+            f"{size} processes were started, and nproc={cfg.nproc} on {asked.nodes} machine"
+            f"{'s' * (asked.nodes > 1)} was asked for; leave nproc out, or start as many"
+        )
+    if asked.engine in ("zero2", "zero3") and importlib.util.find_spec("deepspeed") is None:
+        problems.append(
+            f"hardware.engine={asked.engine}: DeepSpeed is not installed: pip install 'preftune[deepspeed]'"
+        )
+    if problems:
+        raise LaunchError("\n".join(problems))
+
+
+def starts_others(cfg: DictConfig) -> bool:
+    """Whether this process trains in others: several, an engine's, or one of its own for a job beside other jobs."""
+    if is_rank():
+        return False
+    return cfg.hardware.engine is not None or processes_asked(cfg) > 1 or sweep.beside_others()
+
+
+def processes_asked(cfg: DictConfig) -> int:
+    """All processes that were asked for by number; 1 where none was, however many GPUs there are."""
+    return (cfg.nproc or 1) * cfg.hardware.nodes
+
+
+def start(cfg: DictConfig, recipe: str) -> None:
+    """Start this machine's ranks, wait, and end as they do: raises SystemExit with the first failing one's code.
+
+    SIGINT and SIGTERM are passed on, once, and the ranks are given the time to save a checkpoint.
+    """
+    count = processes(cfg) if cfg.hardware.engine or cfg.nproc else 1
+    environ = dict(os.environ)
+    environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
+    if (total := count * cfg.hardware.nodes) > 1:
+        print(f"launch: {total} processes ({cfg.hardware.engine or 'ddp'}) for {cfg.output_dir}", flush=True)
+    command = [sys.executable, "-m", "preftune.ranks", *torchrun_options(cfg, count), "-m", recipe, *command_line(cfg)]
+    ranks = subprocess.Popen(command, env=environ, start_new_session=True)
+    passed_on = {}
+    with contextlib.suppress(ValueError):  # outside the main thread there are no signals to pass on
+        for number in (signal.SIGINT, signal.SIGTERM):
+            passed_on[number] = signal.signal(number, lambda number, frame: ranks.send_signal(number))
+    try:
+        code = ranks.wait()
+    finally:
+        for number, handler in passed_on.items():
+            signal.signal(number, handler)
+    ended(code, cfg.output_dir)
+
+
+def ended(code: int, output_dir: str) -> None:
+    """Raise what the exit code of the ranks means for this process; their own words were printed by them."""
+    if code > 128 and code - 128 in (signal.SIGINT, signal.SIGTERM):
+        raise SystemExit(code)
+    if code and sweep.in_sweep():
+        raise LaunchError(f"its process ended with exit code {code}; what it said is above, and in {output_dir}")
+    if code:
+        raise SystemExit(code)
+
+
+def torchrun_options(cfg: DictConfig, count: int) -> list[str]:
+    """What torch.distributed.run is told: how many processes here, how many machines, where they meet."""
+    asked = cfg.hardware
+    options = [f"--nproc-per-node={count}", "--max-restarts=0", f"--shutdown-timeout={SHUTDOWN_SECONDS}"]
+    if asked.nodes == 1:
+        return [*options, "--standalone"]
+    meeting, node_rank = asked.rendezvous, asked.node_rank
+    if not meeting:  # one task of srun a machine
+        first = re.sub(r"\[(\d+).*", r"\1", os.environ["SLURM_STEP_NODELIST"]).split(",")[0]
+        meeting, node_rank = f"{first}:{port_of(os.environ)}", int(os.environ["SLURM_NODEID"])
+    options += [f"--nnodes={asked.nodes}"]
+    if node_rank is None:
+        return [*options, "--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}", f"--rdzv-id={meeting}"]
+    address, _, port = meeting.rpartition(":")
+    return [*options, f"--node-rank={node_rank}", f"--master-addr={address}", f"--master-port={port}"]
+
+
+def command_line(cfg: DictConfig) -> list[str]:
+    """The recipe's arguments for each rank: this job's, with the run directory that was made out here."""
+    composed = HydraConfig.get()
+    folders = [source.path for source in composed.runtime.config_sources if source.provider == "command-line"]
+    settled = {"output_dir", "resume"}
+    overrides = [each for each in composed.overrides.task if each.lstrip("+").partition("=")[0] not in settled]
+    return [
+        *(part for folder in folders for part in ("--config-dir", folder.removeprefix("file://"))),
+        f"--config-name={composed.job.config_name}",
+        *overrides,
+        f'output_dir="{cfg.output_dir}"',
+        f"resume={str(cfg.resume).lower()}",
+    ]
+
+
+@contextlib.contextmanager
+def as_rank(cfg: DictConfig) -> Iterator[None]:
+    """Join the other ranks, if there are any; an error of this one is printed under its number."""
+    if not is_rank():
+        one_device(cfg)
+        yield
+        return
+    rank = os.environ["RANK"]
+    if rank != "0":
+        os.environ["TQDM_DISABLE"] = "1"  # read by tqdm when it is imported
+    from preftune import engine
+
+    try:
+        engine.join(cfg)
+        yield
+        engine.leave()
+    except UserError:
+        if rank != "0":
+            time.sleep(PATIENCE)
+            print(f"rank {rank}:", end=" ", file=sys.stderr, flush=True)
+        raise
+    except Exception as error:
+        if rank != "0":  # whose traceback is enough
+            print(f"rank {rank} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        raise
+
+
+def one_device(cfg: DictConfig) -> None:
+    """Leave one GPU visible to one process: of several, Trainer would take all by DataParallel, and other batches."""
+    cards = hardware.nvidia()
+    if len(cards) > 1 and not cfg.hardware.use_cpu and "torch" not in sys.modules:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+        print(f"hardware: 1 of {len(cards)} GPUs; hardware=ddp takes all")
+
+
+def sharding(cfg: DictConfig) -> str:
+    """What the planner is to count with: none, fsdp, zero2, zero3, or one of the last with `_offload`."""
+    asked = OmegaConf.to_container(cfg.hardware, resolve=True)
+    engine = asked["engine"]
+    if engine in (None, "ddp"):
+        return "none"
+    offload = (asked.get("deepspeed") or {}).get("zero_optimization", {}).get("offload_optimizer")
+    return f"{engine}_offload" if offload else engine
