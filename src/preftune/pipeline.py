@@ -120,7 +120,10 @@ def trained(progress: Progress, name: str, **changes) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if runs.main_process():
             lineage.record(folder, made_of)
-        if not (folder / "summary.json").exists():  # else it was killed between its last word and its lineage
+        if (folder / "summary.json").exists() and runs.main_process():  # it was killed in its last moments
+            runs.ended(folder)
+            training.write_report(folder)
+        elif not (folder / "summary.json").exists():
             loss = name if name != PREFERENCE else progress.choices.get("loss", PREFERENCE)
             training.stage(cfg, progress.choices | {"loss": loss})
         if runs.main_process():

@@ -109,6 +109,13 @@ def _ending(run: Path) -> Iterator[None]:
             write_json(run / "status.json", {"state": state, "why": why})
 
 
+def ended(run: Path) -> None:
+    """Say of a run whose process was killed in its last moments that it is finished."""
+    write_json(run / "status.json", {"state": "finished", "why": None})
+    for path in run.glob(".*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def disk_is_full(error: BaseException) -> bool:
     """Whether an error, as Python, torch or safetensors say it, means that there is no room to write."""
     words = (TORN, *(os.strerror(number) for number in FULL))
