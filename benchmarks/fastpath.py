@@ -30,7 +30,7 @@ from preftune.hardware import cpu_has_bf16
 PATHS = ("trl_default", "trl_tuned", "preftune", "limit")
 STEPS = {"trl_default": 3, "trl_tuned": 4, "preftune": 8, "limit": 6}
 QUICK_STEPS = {"trl_default": 1, "trl_tuned": 2, "preftune": 4, "limit": 3}
-QUICK = Case(dtype="bfloat16" if cpu_has_bf16() else "float32", max_length=512)  # at 1024 TRL tuned outgrows 24 GB
+QUICK = Case(dtype="bfloat16" if cpu_has_bf16() else "float32")
 GROWTH = [(64, 64), (256, 64), (768, 64), (256, 16), (256, 256)]  # prompt and answer tokens
 CASES = {
     **{f"{method}-lora-bf16": Case(method) for method in ("dpo", "kto", "orpo")},
@@ -150,13 +150,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one case, into results/quick.json")
     parser.add_argument("--only", nargs="*", default=list(CASES), choices=list(CASES), help="of all cases")
+    parser.add_argument("--few", action="store_true", help="time as few steps of each path as --quick does")
     args = parser.parse_args()
     cases = {"quick": QUICK} if args.quick else {name: CASES[name] for name in args.only}
     for name, case in cases.items():
         if case.source == "hh" and not HH.exists():
             print(f"{name}: {HH} is not there; the shipped demo data instead", flush=True)
             case = Case(**asdict(case) | {"source": "demo"})
-        found = run(case, QUICK_STEPS if args.quick else STEPS)
+        found = run(case, QUICK_STEPS if args.quick or args.few else STEPS)
         result = by_measure(found) | {"case": asdict(case), "machine": machine()}
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
         print(table(case, found), flush=True)

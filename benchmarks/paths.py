@@ -36,7 +36,7 @@ class Case:
     dtype: str = "bfloat16"  # what autocast multiplies in; the weights are float32
     source: str = "hh"  # hh | demo | synthetic-<prompt tokens>-<answer tokens>
     batch: int = 8
-    max_length: int = 1024
+    max_length: int = 512  # at 1024 TRL tuned, without checkpointing, outgrows 24 GB on HH dialogues
     rows: int | None = None  # of the data; None: all
     seed: int = 0
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import datetime
+import json
 import os
+from pathlib import Path
 
 import torch
 from accelerate import PartialState
@@ -13,6 +15,9 @@ from preftune import runs
 from preftune.launch import LaunchError
 
 TIMEOUT = datetime.timedelta(hours=2)  # of one rank for another: rank 0 hashes weights, merges models, waits for caches
+
+TRACES = {"DeepSpeed": ["latest"], "FSDP": ["optimizer.bin", "optimizer_*", "pytorch_model_fsdp*"]}  # in a checkpoint
+WITH = {"DeepSpeed": " with DeepSpeed", "FSDP": " with FSDP", "plain": ""}
 
 
 def join(cfg: DictConfig) -> None:
@@ -85,6 +90,32 @@ def running(accelerator) -> str:
     if kind == DistributedType.DEEPSPEED:
         return f"zero{accelerator.state.deepspeed_plugin.zero_stage}"
     return "ddp" if kind.value.startswith("MULTI_") else kind.value.lower()
+
+
+def require_readable(cfg: DictConfig, checkpoint: Path, rows: int) -> None:
+    """Raise LaunchError where a checkpoint's optimizer cannot be read by this engine, or its batches would be others.
+
+    `rows` are those that each process now takes at a time. One process and DDP read each other's checkpoints; DeepSpeed
+    and FSDP read their own, written by as many processes.
+    """
+    saved = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    before, now = max(1, len(list(checkpoint.glob("rng_state_*.pth")))), runs.world_size()
+    theirs = next(
+        (name for name, traces in TRACES.items() if any(any(checkpoint.glob(each)) for each in traces)), "plain"
+    )
+    ours = {"f": "FSDP", "z": "DeepSpeed"}.get((cfg.hardware.engine or "ddp")[0], "plain")
+    if theirs != ours or (theirs != "plain" and before != now):
+        raise LaunchError(
+            f"{checkpoint} was saved by {before} process{'es' * (before > 1)}{WITH[theirs]}, and cannot be read by {now}"
+            f"{WITH[ours]}: resume with the same hardware=… and nproc, or start anew elsewhere: output_dir=ANOTHER"
+        )
+    took = saved["train_batch_size"] * before
+    if before != now and took != rows * now:
+        fitting = f"hardware.per_device_train_batch_size={took // now}" if took % now == 0 else f"nproc={before}"
+        raise LaunchError(
+            f"{checkpoint} comes from {before} × {saved['train_batch_size']} rows at a time, and now there are {now} × "
+            f"{rows}: the batches would not be those that are left. Write {fitting}"
+        )
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 from transformers import Trainer
 
-from preftune import evaluate
+from preftune import engine, evaluate
 from preftune.data import Data
 
 
@@ -24,11 +24,12 @@ def look(name: str, trainer: Trainer, data: Data, cfg: DictConfig) -> Look | Non
         return None
     tokenizer = trainer.processing_class
     fused = getattr(trainer, "packed", False)
-    scores = evaluate.score(
-        trainer.model, tokenizer, data.eval_pairs, cfg.train.max_length, bool(cfg.hardware.bf16), fused
-    )
     prompts = data.eval_pairs[: cfg.samples]["prompt"]
-    texts = evaluate.answers(trainer.model, tokenizer, prompts)
+    with engine.whole(trainer.model):
+        scores = evaluate.score(
+            trainer.model, tokenizer, data.eval_pairs, cfg.train.max_length, bool(cfg.hardware.bf16), fused
+        )
+        texts = evaluate.answers(trainer.model, tokenizer, prompts)
     return Look(name, scores, {prompt[-1]["content"]: text for prompt, text in zip(prompts, texts, strict=True)})
 
 

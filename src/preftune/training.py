@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from transformers import Trainer, TrainerState
 
-from preftune import checkpoints, checks, hardware, health, launch, models, plan, report, runs
+from preftune import checkpoints, checks, engine, hardware, health, launch, models, plan, report, runs
 from preftune.data import Data
 from preftune.errors import Interrupted, Stopped
 from preftune.interruption import Interruption
@@ -73,14 +73,15 @@ def _trained(
     planned = announce(cfg, data, tokenizer)
     trainer = build_trainer(cfg, data, tokenizer)
     trainer.findings = findings
-    print(f"model: {cfg.model.path}, {models.describe(trainer.model)}")
+    with engine.whole(trainer.model):
+        print(f"model: {cfg.model.path}, {models.describe(trainer.model)}")
     print(f"run: {run}" + (f"; {tracker.line}" if tracker.active else ""), flush=True)
     describe_run(cfg, run, trainer, data, choices, tracker)
     looks = [look("start", trainer, data, cfg)]
     gate = pass_gate(cfg, run, data, looks[0], findings)
     monitor = watch(cfg, run, trainer, looks[0], data, choices, tracker, findings)
     trainer.add_callback(interruption)
-    run_training(trainer, resumed_from(cfg, run))
+    run_training(trainer, resumed_from(cfg, run, trainer))
     end_early(cfg, run, trainer, monitor, interruption)
     held_out = last_evaluation(trainer) if trainer.eval_dataset is not None else {}
     checkpoints.save_whole(run / "model", trainer.save_model)
@@ -182,12 +183,14 @@ def watch(
     return monitor
 
 
-def resumed_from(cfg: DictConfig, run: Path) -> Path | None:
+def resumed_from(cfg: DictConfig, run: Path, trainer: Trainer) -> Path | None:
     """The checkpoint to go on from, the same on every rank; None: from the beginning."""
     if not cfg.resume:
         return None
     found = checkpoints.newest(run)
     print(f"resume: {found.name if found else 'no whole checkpoint, from the beginning'}")
+    if found:
+        engine.require_readable(cfg, found, trainer.args.train_batch_size)
     return found
 
 
@@ -228,10 +231,12 @@ def end_early(
 
 def identities(cfg: DictConfig, trainer: Trainer, data: Data, choices: dict[str, str]) -> dict:
     """What the run was made of: config files, data, model weights, reference."""
+    with engine.whole(trainer.model):
+        weights = models.fingerprint(trainer.model)
     return {
         "choices": choices,
         "data": {"path": OmegaConf.to_object(cfg.data)["path"], "fingerprint": data.fingerprint},
-        "model": {"path": cfg.model.path, "revision": cfg.model.revision, "weights": models.fingerprint(trainer.model)},
+        "model": {"path": cfg.model.path, "revision": cfg.model.revision, "weights": weights},
         "reference": reference_of(trainer, cfg),
     }
 
