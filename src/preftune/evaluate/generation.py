@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from preftune.evaluate.pairs import token_ids
 
-BATCH = 8  # prompts
+BATCH = 32  # prompts: a small model reads its weights for each token, however many answers it draws
 # The model's own distribution and nothing else: no cut of the tail, no penalty, whatever its generation config says
 PLAIN_SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 
