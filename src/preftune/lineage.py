@@ -17,6 +17,8 @@ from preftune.data.sources import Source, files
 FILE = "lineage.json"
 # Sections and keys that do not change what a stage learns
 NO_INPUTS = ("output_dir", "resume", "tracking", "health", "gate", "samples", "sample_steps", "pipeline", "fit_check")
+SAID_AND_KEPT = ("logging_steps", "save_strategy", "save_steps", "save_total_limit", "eval_strategy", "eval_steps")
+STILL_COUNTS = "health.early_stopping"
 OF_THE_PLACE = ("data.skipped_file", "model.path", "fastpath.reference_cache", "fastpath.reference_cache_gb")
 
 
@@ -48,11 +50,16 @@ def together(parts: Iterable[str]) -> str:
 def inputs(cfg: DictConfig, parent: Artifact) -> dict[str, object]:
     """What a training stage depends on: the weights it starts from, its data files, and every setting that counts."""
     config = OmegaConf.to_container(cfg, resolve=True)
-    settings = {
-        key: value for key, value in leaves(config) if key.split(".")[0] not in NO_INPUTS and key not in OF_THE_PLACE
-    }
+    settings = {key: value for key, value in leaves(config) if counts(key)}
     data = {f"the content of {path}": content(path) for key, path in named_files(config) if not key.startswith("model")}
     return {"parent": parent.digest, **data, **settings}
+
+
+def counts(key: str) -> bool:
+    """Whether a key changes what a stage learns, and not only where it is done and what is said of it."""
+    section, _, name = key.partition(".")
+    told = section in NO_INPUTS or key in OF_THE_PLACE or (section == "train" and name in SAID_AND_KEPT)
+    return key == STILL_COUNTS or not told
 
 
 def content(path: str) -> str:
