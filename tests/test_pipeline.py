@@ -127,9 +127,14 @@ def test_every_list_of_stages_runs(composed, choice):
     assert (Path(cfg.output_dir) / "exported" / "model.safetensors").exists()
 
 
+def distinct_letters(prompt, answer):
+    return len(set(answer))
+
+
 def test_rounds_of_sampling_scoring_and_training_run_and_are_kept(composed, capsys):
     rounds = ["pipeline=iterative_dpo", "pipeline.rounds.number=2", "pipeline.rounds.prompts=8"]
     more = ["pipeline.rounds.reference=fixed", "pipeline.rounds.max_new_tokens=12", "pipeline.rounds.length_ratio=9"]
+    more.append(f"pipeline.rounds.rule={__name__}.distinct_letters")
     line = [*STAGES, *rounds, *more]
     with pytest.raises(ValueError, match="pipeline.rounds.rule"):
         run_stages(composed("sft_dpo", *line, "pipeline.rounds.rule=no.such.rule"))
