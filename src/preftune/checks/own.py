@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from preftune import hardware
 from preftune.checks import stages
@@ -66,6 +66,7 @@ RANGES = {
     "fastpath.tokens_per_batch": AT_LEAST_1,
     "fastpath.reference_batch_tokens": AT_LEAST_1,
 }
+EXTRAS = {"parallel": "sweeps", "submitit_local": "cluster", "submitit_slurm": "cluster"}  # by launcher
 FILES = (".jsonl", ".json", ".parquet", ".csv", ".jinja", ".gz", ".bz2", ".xz", ".zst")
 
 
@@ -145,3 +146,17 @@ def machine_faults(config: dict) -> Iterator[Problem]:
     tracker = stages.node(config, "tracking").get("report_to")
     if tracker == "trackio" and importlib.util.find_spec("trackio") is None:
         yield Problem("tracking.report_to", "trackio is not installed: pip install 'preftune[trackio]'")
+
+
+def missing_plugins(whole: DictConfig) -> Iterator[Problem]:
+    """A launcher or sweeper of Hydra's that was chosen, and whose package is not installed."""
+    for kind, extra in (("launcher", EXTRAS), ("sweeper", {"search": "optuna"})):
+        module = whole.hydra[kind]._target_.rpartition(".")[0]
+        choice = whole.hydra.runtime.choices[f"hydra/{kind}"]
+        try:
+            found = importlib.util.find_spec(module)
+        except ModuleNotFoundError:
+            found = None
+        if found is None:
+            text = f"{module} is not installed: pip install 'preftune[{extra.get(choice, choice)}]'"
+            yield Problem(f"hydra/{kind}={choice}", text)

@@ -27,7 +27,9 @@ AT_START: dict[str, Callable] = {
     "kto": lambda args: 0.5,  # of a row with weight 1
     "apo_zero_unpaired": lambda args: 0.5,
 }
-EXACT, ROUNDED = 1e-4, 2e-2  # nats a token that policy and reference may differ by, in float32 and in bf16 or 4 bits
+# Nats a token that policy and reference may differ by in an answer of 64 tokens, in float32 and in bf16 or 4 bits;
+# rounding averages out over an answer, so a shorter one may differ by more: √(64 / tokens) times
+EXACT, ROUNDED = 1e-4, 2e-2
 
 
 class ProvedStart:
@@ -81,12 +83,14 @@ def loss_faults(trainer) -> Iterator[Finding]:
     exact = trainer.accelerator.mixed_precision == "no" and not getattr(model, "is_quantized", False)
     exact = exact and next(model.parameters()).dtype == torch.float32
     allowed = EXACT if exact else ROUNDED
-    if (worst := ratios.abs().max().item()) > allowed:
+    bounds = allowed * (64 / trainer.scored_tokens.clamp(min=1)).sqrt()
+    row = int((ratios.abs() / bounds).argmax())
+    if ratios[row].abs() > bounds[row]:
         yield Finding(
             "step0_reference",
             0,
-            worst,
-            allowed,
+            ratios[row].abs().item(),
+            bounds[row].item(),
             "Before the first step the policy differs from its reference (log-ratio per token of the worst row of the "
             "first batch): the rewards would be measured against another model.",
             "Start both from the same weights: an adapter that begins at zero (lora.init_lora_weights=true), no "
@@ -99,7 +103,7 @@ def loss_faults(trainer) -> Iterator[Finding]:
         return
     wanted = sum(weight * AT_START[name](args) for name, weight in zip(types, weights, strict=True))
     found = without_weights(trainer, trainer.unscaled_loss.item())
-    spread = trainer.beta * 4 * allowed * trainer.scored_tokens + 1e-4
+    spread = trainer.beta * 4 * allowed * trainer.scored_tokens.float().mean().item() + 1e-4
     if "sppo_hard" in types or "ipo" in types:
         spread = spread / trainer.beta**2 + 1e-3
     if abs(found - wanted) > max(spread, 1e-3 * wanted):
