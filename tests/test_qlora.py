@@ -1,4 +1,4 @@
-"""QLoRA end to end, on the tiny model in 4 bits: every recipe trains, and its reference is the base with adapters off."""
+"""QLoRA end to end, on the tiny model in 4 bits: every recipe trains, its reference the base with adapters off."""
 
 import json
 import math
