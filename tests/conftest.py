@@ -29,6 +29,12 @@ THINGS = ["a cat", "rain", "the moon", "bread", "a door", "tea", "a hill", "snow
 
 
 @pytest.fixture(scope="session")
+def small():
+    """Overrides that make any recipe a matter of seconds."""
+    return SMALL
+
+
+@pytest.fixture(scope="session")
 def pairs_file(tmp_path_factory):
     """Twenty-four pairs as JSONL, each prompt once."""
     path = tmp_path_factory.mktemp("data") / "pairs.jsonl"

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import SMALL
 from wandb_server import ENTITY, KEY, serving
 
 from preftune import dashboard, tracking
@@ -24,10 +23,10 @@ LOGGED_BY = {
 
 
 @pytest.fixture(scope="module")
-def runs_of(tmp_path_factory, pairs_file):
+def runs_of(tmp_path_factory, pairs_file, small):
     """The records of the offline W&B runs, by loss, of one multirun over LOSSES with two steps each."""
     folder = tmp_path_factory.mktemp("multirun")
-    settings = [*SMALL, "tracking=wandb", "gate.on_fail=warn", "data=file", f"data.path={pairs_file}"]
+    settings = [*small, "tracking=wandb", "gate.on_fail=warn", "data=file", f"data.path={pairs_file}"]
     settings += ["data.eval_fraction=0.5", "output_dir=run-${hydra:job.num}"]
     done = subprocess.run(
         [sys.executable, "-m", "recipes.dpo", "--multirun", f"loss={','.join(LOSSES)}", *settings],

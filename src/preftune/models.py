@@ -63,17 +63,23 @@ def load_tokenizer(model: DictConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def require_whole(model: DictConfig) -> None:
+    """Raise ModelError where model.path is an adapter instead of a whole model."""
+    if (Path(location(model)) / "adapter_config.json").exists():
+        raise ModelError(
+            f"model.path={model.path} is an adapter, not a whole model. Merge it first, so that the policy and its "
+            f"reference start from the same weights: python -m recipes.export run={model.path} output=merged, then "
+            f"model.path=merged. Or let a pipeline do so: python -m recipes.sft_dpo pipeline=from_adapter "
+            f"pipeline.adapter={model.path}"
+        )
+
+
 def load_model(model: DictConfig, lora: DictConfig, use_cpu: bool) -> PreTrainedModel:
     """The model in `model.dtype`, or in 4 or 8 bits where `lora.quantization` says so; not yet wrapped by PEFT.
 
     Raises ModelError where the model cannot be had, or is an adapter instead of a whole model.
     """
-    if (Path(location(model)) / "adapter_config.json").exists():
-        raise ModelError(
-            f"model.path={model.path} is an adapter, not a whole model. Merge it first, so that the policy and its "
-            f'reference start from the same weights: python -c "from preftune.models import merge; '
-            f"merge('{model.path}', 'merged')\", then model.path=merged"
-        )
+    require_whole(model)
     options = {"dtype": getattr(torch, model.dtype), "attn_implementation": model.attn_implementation}
     if "quantization" in lora:
         options["quantization_config"] = BitsAndBytesConfig(**OmegaConf.to_container(lora.quantization, resolve=True))

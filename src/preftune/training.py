@@ -67,6 +67,7 @@ def _trained(
 ) -> dict:
     started = time.time()
     print(hardware.describe() + (", bf16" if cfg.hardware.bf16 else ", float32"))
+    models.require_whole(cfg.model)
     tokenizer = models.load_tokenizer(cfg.model)
     data = load_data(cfg, tokenizer)
     print(f"data: {data.line}")

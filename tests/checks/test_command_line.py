@@ -138,7 +138,7 @@ def test_an_argument_of_another_trainer_names_its_loss(told):
         ("loss.loss_type=[ipo", "cannot be read; its brackets do not match"),
         ("loss.beta=0.1,0.2", "is several values: add -m to run each"),
         ("hydra.verbos=true", "Hydra has no such key; did you mean hydra.verbose?"),
-        ("hydra/launcher=slurm", "no such choice (choices: basic)"),
+        ("hydra/launcher=slurm", "no such choice; did you mean submitit_slurm?"),
         ("loss.trainer=trl.DPOTrianer", "trl.DPOTrianerConfig is not to be found; did you mean trl.DPOTrainer?"),
     ],
 )
@@ -200,6 +200,7 @@ def test_arguments_for_hydra_are_rewritten():
         "++loss.label_smoothing=0.1,0.2",
         "loss.beta=0.2",
         'output_dir="runs/a (1)"',
+        "hydra.job.config.override_dirname.exclude_keys=['loss.beta', 'output_dir']",  # what does not name a job
     ]
 
 

@@ -102,7 +102,8 @@ def test_a_sick_run_is_named(watched, code, recipe, rows, overrides):
 def test_accuracy_that_rises_on_train_and_falls_on_held_out_is_named(watched, tmp_path):
     opposite = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in good()[36:]]
     (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in opposite))
-    held_out = [f"data.eval_split={tmp_path / 'held_out.jsonl'}", "train.eval_strategy=steps", "train.eval_steps=3"]
+    held_out = [f"data.eval_split={tmp_path / 'held_out.jsonl'}", "train.eval_strategy=steps", "train.eval_steps=1"]
+    held_out.append("train.learning_rate=3e-4")
     assert "overfitting" in watched("dpo", lambda: good()[:36], *held_out)
 
 
@@ -132,14 +133,14 @@ def test_answers_that_grow_or_shrink_by_more_than_the_limit_are_named():
 
 def test_answers_are_sampled_while_training_and_their_length_is_watched(composed):
     cfg = composed(
-        "dpo",
-        *("train.max_steps=40", "sample_steps=20", "samples=2", "health.length_drift=1.5", "train.eval_strategy=no"),
-        *("lora=none", "train.learning_rate=0.02", "loss=dpo_sft"),
+        "sft",
+        *("train.max_steps=60", "sample_steps=30", "samples=2", "health.length_drift=1.5", "train.eval_strategy=no"),
+        *("lora=none", "train.learning_rate=0.01"),
     )
     train(cfg)
     run = Path(cfg.output_dir)
     rows = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [20, 20, 40, 40]
+    assert [row["step"] for row in rows] == [30, 30, 60, 60]
     assert "length_drift" in {row["code"] for row in json.loads((run / "findings.json").read_text())}
 
 

@@ -261,7 +261,8 @@ RULES: tuple[Callable[[History, object], Finding | None], ...] = (
 
 def length_drift(step: int, before: float, now: float, limit: float) -> Finding | None:
     """`before`, `now`: mean tokens of the sampled answers at the start and at this step."""
-    if before <= 0 or 1 / limit <= now / before <= limit:
+    before, now = max(before, 1.0), max(now, 1.0)  # an empty answer is as one token
+    if 1 / limit <= now / before <= limit:
         return None
     direction = "longer" if now > before else "shorter"
     return Finding(
