@@ -27,7 +27,7 @@ def runs_of(tmp_path_factory, pairs_file, small):
     """The records of the offline W&B runs, by loss, of one multirun over LOSSES with two steps each."""
     folder = tmp_path_factory.mktemp("multirun")
     settings = [*small, "tracking=wandb", "gate.on_fail=warn", "data=file", f"data.path={pairs_file}"]
-    settings += ["data.eval_fraction=0.5", "output_dir=run-${hydra:job.num}"]
+    settings += ["data.eval_fraction=0.5", "output_dir=runs"]
     done = subprocess.run(
         [sys.executable, "-m", "recipes.dpo", "--multirun", f"loss={','.join(LOSSES)}", *settings],
         cwd=folder,
@@ -38,7 +38,7 @@ def runs_of(tmp_path_factory, pairs_file, small):
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
-    return folder, [tracking.read_offline(path) for path in sorted(folder.glob("run-*/wandb/offline-run-*"))]
+    return folder, [tracking.read_offline(path) for path in sorted(folder.glob("runs/*/wandb/offline-run-*"))]
 
 
 def logged(records):
