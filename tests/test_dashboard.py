@@ -59,7 +59,7 @@ def config(records):
 
 def test_a_multirun_is_one_wandb_run_a_job(runs_of):
     folder, runs = runs_of
-    assert [len(list(path.glob("wandb/offline-run-*"))) for path in sorted(folder.glob("run-*"))] == [1, 1, 1, 1]
+    assert [len(list(path.glob("wandb/offline-run-*"))) for path in sorted(folder.glob("runs/*"))] == [1, 1, 1, 1]
     assert [config(records)["choices"]["loss"] for records in runs] == list(LOSSES)
     for records in runs:
         assert [record["exit"]["exit_code"] for record in records if record["type"] == "exit"] == [0]
