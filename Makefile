@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY) ## install everything into .venv, once
 
-demo: $(READY) ## SFT, then DPO, on the embedded model and the shipped data (about 8 minutes on 2 cores)
+demo: $(READY) ## SFT, then DPO, on the embedded model and the shipped data (about 10 minutes on 2 cores)
 	@if [ -e runs/demo ]; then mv runs/demo "runs/demo-before-$$(date +%Y%m%d-%H%M%S)"; fi
 	$(RUN) recipes.sft_dpo experiment=demo $(ARGS)
 
