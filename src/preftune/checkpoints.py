@@ -1,5 +1,4 @@
-"""Checkpoints that can be trusted: sealed with the hash of each file when whole, checked before they are resumed "
-"from."""
+"""Checkpoints that can be trusted: sealed with a hash of each file when whole, checked before they are resumed."""
 
 import json
 import shutil

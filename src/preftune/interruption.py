@@ -1,6 +1,5 @@
 """SIGTERM and SIGINT end a run with a checkpoint and a word on how to go on."""
 
-import os
 import signal
 import sys
 import threading
@@ -9,6 +8,7 @@ import torch
 from transformers import TrainerCallback
 
 from preftune.errors import Interrupted
+from preftune.runs import main_process
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -37,7 +37,7 @@ class Interruption(TrainerCallback):
         if not self.training or self.signal is not None:
             raise Interrupted(number, f"{name}: stopped. Go on with the same command and resume=true")
         self.signal = number
-        if int(os.environ.get("RANK", 0)) == 0:  # each rank is signalled, and one speaks
+        if main_process():  # each rank is signalled, and one speaks
             print(f"\n{name}: a checkpoint is saved after this step (again: at once)", file=sys.stderr, flush=True)
 
     def on_train_begin(self, args, state, control, **kwargs):

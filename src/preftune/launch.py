@@ -19,7 +19,7 @@ from collections.abc import Iterator, MutableMapping
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from preftune import errors, hardware, sweep
+from preftune import errors, hardware, runs, sweep
 from preftune.errors import Interrupted, UserError
 
 # conf/hydra/launcher has files of the names that submitit's plugin registers, which Hydra remarks upon
@@ -83,14 +83,18 @@ def place_from_slurm(environ: MutableMapping[str, str]) -> None:
     tasks, nodes = (int(environ.get(f"SLURM_STEP_NUM_{kind}", 1)) for kind in ("TASKS", "NODES"))
     if is_rank(environ) or tasks <= nodes:
         return
-    first = re.sub(r"\[(\d+).*", r"\1", environ["SLURM_STEP_NODELIST"]).split(",")[0]
     environ |= {
         "RANK": environ["SLURM_PROCID"],
         "LOCAL_RANK": environ["SLURM_LOCALID"],
         "WORLD_SIZE": str(tasks),
-        "MASTER_ADDR": environ.get("MASTER_ADDR", first),
+        "MASTER_ADDR": environ.get("MASTER_ADDR", first_machine(environ)),
         "MASTER_PORT": environ.get("MASTER_PORT", str(port_of(environ))),
     }
+
+
+def first_machine(environ: MutableMapping[str, str]) -> str:
+    """The first of the machines of a Slurm step, where all meet."""
+    return re.sub(r"\[(\d+).*", r"\1", environ["SLURM_STEP_NODELIST"]).split(",")[0]
 
 
 def port_of(environ: MutableMapping[str, str]) -> int:
@@ -121,7 +125,7 @@ def require_possible(cfg: DictConfig) -> None:
             f"hardware.nodes={asked.nodes}: write where they meet, hardware.rendezvous=ADDRESS:PORT of the first "
             "machine, on each of them"
         )
-    size = int(os.environ.get("WORLD_SIZE", 1))
+    size = runs.world_size()
     if is_rank() and cfg.nproc and size != cfg.nproc * asked.nodes:
         problems.append(
             f"{size} processes were started, and nproc={cfg.nproc} on {asked.nodes} machine"
@@ -189,8 +193,7 @@ def torchrun_options(cfg: DictConfig, count: int) -> list[str]:
         return [*options, "--standalone"]
     meeting, node_rank = asked.rendezvous, asked.node_rank
     if not meeting:  # one task of srun a machine
-        first = re.sub(r"\[(\d+).*", r"\1", os.environ["SLURM_STEP_NODELIST"]).split(",")[0]
-        meeting, node_rank = f"{first}:{port_of(os.environ)}", int(os.environ["SLURM_NODEID"])
+        meeting, node_rank = f"{first_machine(os.environ)}:{port_of(os.environ)}", int(os.environ["SLURM_NODEID"])
     options += [f"--nnodes={asked.nodes}"]
     if node_rank is None:
         return [*options, "--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}", f"--rdzv-id={meeting}"]

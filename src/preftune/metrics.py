@@ -105,13 +105,13 @@ class Throughput:
         masks = [
             v for k, v in inputs.items() if k in ("attention_mask", "chosen_attention_mask", "rejected_attention_mask")
         ]
-        self._tokens += sum(int(mask.sum()) for mask in masks) * self.accelerator.num_processes
+        self._tokens += sum(mask.sum() for mask in masks) * self.accelerator.num_processes  # stays on the device
         return super().training_step(model, inputs, num_items_in_batch)
 
     def log(self, logs, start_time=None):
         if "loss" in logs and self._tokens:
             now = time.perf_counter()
-            logs["tokens_per_second"] = round(self._tokens / (now - self._since), 1)
+            logs["tokens_per_second"] = round(int(self._tokens) / (now - self._since), 1)
             self._tokens, self._since = 0, now
         return super().log(logs, start_time)
 

@@ -15,9 +15,8 @@ from preftune.interruption import Interruption
 from preftune.lineage import Artifact
 from preftune.summary import combine
 
-PREFERENCE = (
-    "preference"  # the stage of the top-level loss and train; any other training stage has a section of its own
-)
+# The stage of the top-level loss and train; any other training stage has a section of its own
+PREFERENCE = "preference"
 
 
 class PipelineError(UserError):
@@ -120,12 +119,12 @@ def trained(progress: Progress, name: str, **changes) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if runs.main_process():
             lineage.record(folder, made_of)
-        if (folder / "summary.json").exists() and runs.main_process():  # it was killed in its last moments
-            runs.ended(folder)
-            training.write_report(folder)
-        elif not (folder / "summary.json").exists():
+        if not (folder / "summary.json").exists():
             loss = name if name != PREFERENCE else progress.choices.get("loss", PREFERENCE)
             training.stage(cfg, progress.choices | {"loss": loss})
+        elif runs.main_process():  # it was killed in its last moments
+            runs.ended(folder)
+            training.write_report(folder)
         if runs.main_process():
             lineage.record(folder, made_of, lineage.artifact(folder / "model"))
         checkpoints.wait_for_all()
@@ -177,13 +176,13 @@ def evaluated(progress: Progress, name: str) -> None:
     if not list(progress.summaries.values())[-1]["looks"]:
         print("evaluate: nothing is held out (data.eval_split, data.eval_fraction)")
         return
-    output = progress.run / "evaluation"
-    made_of = {"model": lineage.artifact(progress.result).digest, **settings_of(progress.cfg.pipeline.evaluate)}
+    output, asked = progress.run / "evaluation", progress.cfg.pipeline.evaluate
+    made_of = {"model": lineage.artifact(progress.result).digest, **OmegaConf.to_container(asked, resolve=True)}
     if not needed(output, made_of) or not runs.main_process():
         return
     output.mkdir(exist_ok=True)
-    asked = {"models": [str(progress.result.parent)], "output": str(output / "evaluation.json")}
-    print(evaluation.run(OmegaConf.merge(defaults("evaluate"), progress.cfg.pipeline.evaluate, asked)))
+    own = {"models": [str(progress.result.parent)], "output": str(output / "evaluation.json")}
+    print(evaluation.run(OmegaConf.merge(defaults("evaluate"), asked, own)))
     lineage.record(output, made_of, Artifact(str(output), checkpoints.digest(output / "evaluation.json")))
 
 
@@ -206,10 +205,6 @@ def defaults(recipe: str) -> DictConfig:
     return OmegaConf.create(
         {key: value for key, value in OmegaConf.to_container(loaded).items() if key not in ("defaults", "hydra")}
     )
-
-
-def settings_of(node: DictConfig) -> dict[str, object]:
-    return OmegaConf.to_container(node, resolve=True)
 
 
 def rounds(progress: Progress, name: str) -> None:

@@ -29,7 +29,7 @@ def trained_in_rounds(progress: "pipeline.Progress", name: str) -> None:
     held_out = progress.run / HELD_OUT
     write_rows(held_out, data.eval_pairs)
     for number in range(1, settings.number + 1):
-        sampled = sample(progress, data, f"round-{number}-pairs", number)
+        sampled = sample(progress, data, tokenizer, f"round-{number}-pairs", number)
         scores.append(sampled["score"])
         counts = f"{sampled['pairs']} pairs of {sampled['prompts']} prompts"
         print(f"round {number}: score {sampled['score']:.4f} before, {counts}", flush=True)
@@ -44,13 +44,13 @@ def trained_in_rounds(progress: "pipeline.Progress", name: str) -> None:
             changes["model"] = {**pipeline.model_section(progress), "reference": first.path}
         pipeline.trained(progress, f"round-{number}", **changes)
         progress.model = pipeline.model_at_hand(progress)
-    scores.append(sample(progress, data, "last-answers", settings.number + 1)["score"])
+    scores.append(sample(progress, data, tokenizer, "last-answers", settings.number + 1)["score"])
     if runs.main_process():
         runs.write_json(progress.run / SCORES, scores)
     print("scores, before each round and at the end: " + ", ".join(f"{score:.4f}" for score in scores))
 
 
-def sample(progress: "pipeline.Progress", data, name: str, number: int) -> dict:
+def sample(progress: "pipeline.Progress", data, tokenizer, name: str, number: int) -> dict:
     """Several answers of the policy at hand to each prompt, scored, and the pairs that they make; kept like any stage.
 
     Returns {score, pairs, prompts}: `score` is the mean over all answers.
@@ -60,17 +60,16 @@ def sample(progress: "pipeline.Progress", data, name: str, number: int) -> dict:
     made_of = {"policy": progress.model.digest, "data": data.fingerprint, "seed": cfg.train.seed + number, **wanted}
     if not pipeline.needed(folder, made_of):
         return json.loads((folder / SCORES).read_text(encoding="utf-8"))
+    score = scoring.scorer(settings)
     prompts = unique(data.train)[: settings.prompts]
     model = models.load_model(
         OmegaConf.create(pipeline.model_section(progress)), OmegaConf.create({}), cfg.hardware.use_cpu
     )
-    tokenizer = models.load_tokenizer(cfg.model)
     asked = [prompt for prompt in prompts for _ in range(settings.answers)]
     drawn = generation.sampled(
         model, tokenizer, asked, settings.max_new_tokens, bool(cfg.hardware.bf16), cfg.train.seed + number
     )
     texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for _, ids in drawn]
-    score = scoring.scorer(settings)
     rows = []
     for i, prompt in enumerate(prompts):
         answers = texts[i * settings.answers : (i + 1) * settings.answers]

@@ -71,9 +71,7 @@ def opened(cfg: DictConfig, at_end: Callable[[Path], object], stages: bool = Fal
             f"output_dir={run}: another process is training there. Name another: output_dir=ANOTHER"
         ) from None
     try:
-        for path in run.glob(".*"):
-            if path.name != ".lock":  # of a process that was killed while it wrote; nothing else has a name with a dot
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        _clear(run, but=".lock")
         open_run(cfg, stages)
         try:
             with _ending(run):
@@ -112,8 +110,14 @@ def _ending(run: Path) -> Iterator[None]:
 def ended(run: Path) -> None:
     """Say of a run whose process was killed in its last moments that it is finished."""
     write_json(run / "status.json", {"state": "finished", "why": None})
+    _clear(run)
+
+
+def _clear(run: Path, but: str | None = None) -> None:
+    """Delete what a process left that was killed while it wrote; nothing else in a run has a name with a dot."""
     for path in run.glob(".*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.name != but:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def disk_is_full(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from preftune.errors import UserError
-from preftune.runs import write_text
+from preftune.runs import main_process, write_text
 
 LOGIN_SECONDS = 20  # a key without a network would block for about 100 s
 FINISH_SECONDS = 120  # the same at the end; what was not sent by then stays on disk
@@ -119,7 +119,7 @@ class Tracker:
     """
 
     def __init__(self, cfg: DictConfig, run: Path, choices: dict[str, str]):
-        self.run, self.active = run, cfg.tracking.report_to == "wandb" and int(os.environ.get("RANK", 0)) == 0
+        self.run, self.active = run, cfg.tracking.report_to == "wandb" and main_process()
         self.line, self.sampled = "", []
         if not self.active:
             return

@@ -211,8 +211,7 @@ def run_training(trainer: Trainer, checkpoint: Path | None) -> None:
 def end_early(
     cfg: DictConfig, run: Path, trainer: Trainer, monitor: health.Monitor, interruption: Interruption
 ) -> None:
-    """Raise Interrupted or Stopped where a signal or the monitor ended the training; roll back where that is asked "
-    "for."""
+    """Raise Interrupted or Stopped where a signal or the monitor ended the training; roll back where that is asked."""
     if interruption.signal is not None:
         step = trainer.state.global_step
         raise Interrupted(

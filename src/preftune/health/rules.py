@@ -49,8 +49,7 @@ def margin_explodes(history: History, limits) -> Finding | None:
             "The margin of the implicit rewards is far beyond what telling two answers apart needs; the likelihoods of "
             "both are being torn away from the reference.",
             "A lower train.learning_rate (a tenth), or a loss whose margin has a target: loss=ipo. Where loss.beta "
-            "is above "
-            "0.5, rewards are large by its factor: set it back to 0.1.",
+            "is above 0.5, rewards are large by its factor: set it back to 0.1.",
         )
 
 
@@ -83,8 +82,7 @@ def accuracy_at_chance(history: History, limits) -> Finding | None:
         limits.accuracy_chance,
         "Chosen and rejected are told apart no better than by a coin, on the very rows that are trained.",
         "Look for swapped or random labels (python -m recipes.inspect_data lists suspects). Where the data is right, "
-        "raise "
-        "train.learning_rate, or train longer; for labels known to be noisy, loss=ipo or loss=robust.",
+        "raise train.learning_rate, or train longer; for labels known to be noisy, loss=ipo or loss=robust.",
     )
 
 
@@ -104,8 +102,7 @@ def overfitting(history: History, limits) -> Finding | None:
             f"{held_out[-1]:.0%} from "
             f"{max(held_out):.0%}: the policy learns these rows by heart.",
             "Stop at the best evaluation (health.early_stopping=2 with train.eval_strategy=steps), fewer epochs, a "
-            "lower "
-            "train.learning_rate, a higher loss.beta, or more diverse prompts.",
+            "lower train.learning_rate, a higher loss.beta, or more diverse prompts.",
         )
 
 
@@ -153,8 +150,7 @@ def kl_large(history: History, limits) -> Finding | None:
             kl,
             limits.kl_max,
             "Policy and reference have parted (nats a token, estimated on the training answers): what the reference "
-            "knew is "
-            "being lost.",
+            "knew is being lost.",
             "A higher loss.beta, a lower train.learning_rate, fewer steps.",
         )
 
@@ -183,8 +179,7 @@ def kto_kl_zero(history: History, limits) -> Finding | None:
         0.0,
         "> 0",
         "KTO's KL estimate is stuck at 0 although the policy has moved (it is clamped there while mismatched answers "
-        "become "
-        "less likely): every answer is weighed against a reference point that is not there.",
+        "become less likely): every answer is weighed against a reference point that is not there.",
         "A larger hardware.per_device_train_batch_size, a lower train.learning_rate.",
     )
 
@@ -274,6 +269,5 @@ def length_drift(step: int, before: float, now: float, limit: float) -> Finding 
         "preference may be "
         "one for length.",
         "Compare the lengths of chosen and rejected (python -m recipes.inspect_data); loss=simpo or loss=dpo_norm "
-        "take length "
-        "out of the reward, loss.ld_alpha=0.5 weakens it.",
+        "take length out of the reward, loss.ld_alpha=0.5 weakens it.",
     )

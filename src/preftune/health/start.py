@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from preftune.evaluate.pairs import token_ids
 from preftune.health.findings import Finding, Findings
 
 LN2 = math.log(2)
@@ -94,8 +95,7 @@ def loss_faults(trainer) -> Iterator[Finding]:
             "Before the first step the policy differs from its reference (log-ratio per token of the worst row of the "
             "first batch): the rewards would be measured against another model.",
             "Start both from the same weights: an adapter that begins at zero (lora.init_lora_weights=true), no "
-            "dropout, "
-            "the model of the SFT stage as model.path, a reference cache of this very model (recipes.cache).",
+            "dropout, the model of the SFT stage as model.path, a reference cache of this very model (recipes.cache).",
         )
     types = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
     weights = getattr(args, "loss_weights", None) or [1.0] * len(types)
@@ -173,13 +173,7 @@ def mask_fault(row: int, value: str, what: str) -> Finding:
 def opening_of_answers(tokenizer) -> list[int]:
     """The tokens that a chat template puts between a question and its answer; empty where it puts none."""
     question = [{"role": "user", "content": "question"}]
-
-    def ids(generate: bool) -> list[int]:
-        return tokenizer.apply_chat_template(question, add_generation_prompt=generate, tokenize=True, return_dict=True)[
-            "input_ids"
-        ]
-
-    return ids(True)[len(ids(False)) :]
+    return token_ids(tokenizer, question, add_generation_prompt=True)[len(token_ids(tokenizer, question)) :]
 
 
 def parameter_faults(model: torch.nn.Module) -> Iterator[Finding]:

@@ -41,14 +41,19 @@ def findings(record: Record) -> str:
         seen = escape(shown(each.get("value")))
         if each.get("threshold") is not None:
             seen += f"<small> threshold {escape(shown(each['threshold']))}</small>"
-        rows += (
-            f'<tr><td><span class="tag error">{place}</span></td><td><code>{escape(str(each.get("code")))}</code>'
-            f"<p>{escape(str(each.get('meaning', '')))}</p></td>"
-            f'<td class="when">step {escape(shown(each.get("step")))}</td>'
-            f"<td>{seen}</td><td>{escape(str(each.get('remedy', '')))}</td></tr>"
-        )
+        when = f'<td class="when">step {escape(shown(each.get("step")))}</td><td>{seen}</td>'
+        rows += finding_row(each, "error", str(place), "meaning", when)
     head = "<tr><th></th><th>finding</th><th>when</th><th>value</th><th>what to do</th></tr>"
     return section("Findings", f'<div class="wide"><table class="findings">{head}{rows}</table></div>')
+
+
+def finding_row(each: dict, tone: str, tag: str, text: str, middle: str) -> str:
+    """A row of a table of findings: its tag, its code with the words under `text`, `middle` as markup, its remedy."""
+    code, words, remedy = (escape(str(each.get(key, ""))) for key in ("code", text, "remedy"))
+    return (
+        f'<tr><td><span class="tag {escape(tone)}">{escape(tag)}</span></td><td><code>{code}</code><p>{words}</p></td>'
+        f"{middle}<td>{remedy}</td></tr>"
+    )
 
 
 def gate(record: Record) -> str:
@@ -162,12 +167,8 @@ def data(record: Record) -> str:
         severity, of = str(each.get("severity", "")), each.get("of")
         count = shown(each.get("count")) + (f" of {shown(of)}" if of else "")
         places = "".join(f"<li>{escape(str(place))}</li>" for place in each.get("examples") or [])
-        rows += (
-            f'<tr><td><span class="tag {escape(severity)}">{escape(severity)}</span></td><td><code>'
-            f"{escape(str(each.get('code')))}</code><p>{escape(str(each.get('says', '')))}</p></td>"
-            f'<td class="number count">{escape(count)}</td><td><ul>{places}</ul></td>'
-            f"<td>{escape(str(each.get('remedy', '')))}</td></tr>"
-        )
+        where = f'<td class="number count">{escape(count)}</td><td><ul>{places}</ul></td>'
+        rows += finding_row(each, severity, severity, "says", where)
     head = "<tr><th></th><th>finding</th><th>rows</th><th>seen at</th><th>what to do</th></tr>"
     return section("Data", f'<div class="wide"><table class="findings">{head}{rows}</table></div>')
 
