@@ -130,5 +130,10 @@ def _visible(variable: str) -> list[str] | None:
     return [device.strip() for device in value.split(",") if device.strip() not in ("", "-1")]
 
 
-OmegaConf.register_new_resolver("auto", lambda key: settings(detect())[key], replace=True)
+def of_machine(key: str, *, _root_: DictConfig) -> object:
+    """A key of the file that fits this machine, or of the one that `machine` names (recipes.plan)."""
+    return settings(OmegaConf.select(_root_, "machine", default=None) or detect())[key]
+
+
+OmegaConf.register_new_resolver("auto", of_machine, replace=True)
 OmegaConf.register_new_resolver("cpu_bf16", cpu_has_bf16, replace=True)

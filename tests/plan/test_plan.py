@@ -133,6 +133,40 @@ def test_sharding_divides_what_it_shares(composed):
         plan.plan(cfg, sharding="zero9")
 
 
+@pytest.mark.parametrize(
+    ("engine", "sharding"),
+    [("ddp", "none"), ("fsdp", "fsdp"), ("zero2_offload", "zero2_offload"), ("zero3", "zero3")],
+)
+def test_recipes_plan_says_what_training_says_of_its_processes(composed, monkeypatch, engine, sharding):
+    from preftune import models, training
+
+    asked = [f"hardware={engine}", "hardware.use_cpu=false", "hardware.memory_gb=80", "nproc=4", "hardware.nodes=2"]
+    told = json.loads(report(composed("plan", *asked, "format=json")))
+    assert (told["world_size"], told["sharding"], told["limit_gb"]) == (8, sharding, 80)
+    cfg = composed("dpo", *asked)
+    tokenizer = models.load_tokenizer(cfg.model)
+    data = load(cfg.data, view="paired", tokenizer=tokenizer, max_length=1024, seed=42)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert training.announce(cfg, data, tokenizer) == told
+
+
+def test_an_engine_is_planned_for_a_machine_that_is_not_this_one(composed):
+    asked = ["hardware=zero3", "machine=gpu80gb", "model=mistral7b", "lora=none", "format=json"]
+    told = json.loads(report(composed("plan", *asked, "nproc=8")))
+    assert (told["world_size"], told["limit_gb"], told["tflops"]) == (8, 80, 150)
+    with pytest.raises(plan.PlanError, match="nproc=8"):
+        report(composed("plan", *asked))
+    with pytest.raises(plan.PlanError, match="machine=gpu80gb"):
+        report(composed("plan", "hardware=fsdp", "hardware.use_cpu=true", "nproc=2"))
+
+
+def test_processes_on_one_processor_share_its_memory(composed):
+    from preftune.plan.planner import device_memory
+
+    cfg = composed("dpo", "hardware.memory_gb=null")
+    assert device_memory(cfg, 4) == pytest.approx(device_memory(cfg) / 4, rel=0.2)
+
+
 def test_layers_watched_on_fake_tensors_keep_what_real_ones_keep():
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -88,7 +88,7 @@ def fits(planner: Planner, overrides: list[str]) -> bool:
     """Whether the run would fit with these overrides."""
     cfg = changed(planner.cfg, overrides)
     other = Planner(cfg, planner.config, planner.source, planner.known, planner.world_size, planner.sharding)
-    return other.memory()[0].total / GB <= device_memory(cfg)
+    return other.memory()[0].total / GB <= device_memory(cfg, planner.world_size)
 
 
 def plan(cfg: DictConfig, data=None, tokenizer=None, world_size: int = 1, sharding: str = "none") -> Plan:

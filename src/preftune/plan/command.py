@@ -8,16 +8,19 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from preftune import models
+from preftune import launch, models
 from preftune.data import load, settings
 from preftune.plan import scale
 from preftune.plan.advice import plan
-from preftune.plan.memory import SHARDS
 from preftune.plan.planner import Plan
 from preftune.plan.sizes import PlanError
 from preftune.plan.text import page
 
-WORDS = {"format": ("text", "json"), "stages": ("preference", "sft_dpo"), "sharding": tuple(SHARDS)}
+WORDS = {
+    "format": ("text", "json"),
+    "stages": ("preference", "sft_dpo"),
+    "machine": (None, "cpu", "gpu", "gpu24gb", "gpu80gb"),
+}
 
 
 def report(cfg: DictConfig) -> str:
@@ -26,7 +29,7 @@ def report(cfg: DictConfig) -> str:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     for key, words in WORDS.items():
         if cfg[key] not in words:
-            raise PlanError(f"{key}={cfg[key]}: wants one of {', '.join(words)}")
+            raise PlanError(f"{key}={cfg[key]}: wants one of {', '.join(filter(None, words))}")
     if cfg.table:
         return scale.every_choice(cfg)
     if cfg.scale:
@@ -61,11 +64,24 @@ def as_json(plans: dict[str, Plan]) -> dict:
 def planned(cfg: DictConfig) -> Plan:
     """The plan of one training, its rows counted where they lie on this machine."""
     tokenizer = models.load_tokenizer(cfg.model) if on_disk(cfg.model) else None
+    together = {"world_size": devices(cfg), "sharding": launch.sharding(cfg)}
     if not all(source.is_local() for source in settings.read(cfg.data, cfg.loss.view).sources):
-        return plan(cfg, None, None, cfg.world_size, cfg.sharding)
+        return plan(cfg, **together)
     given = OmegaConf.merge(cfg.data, {"on_bad_rows": "skip", "skipped_file": os.devnull})
     data = load(given, view=cfg.loss.view, tokenizer=None, max_length=cfg.train.max_length, seed=cfg.train.seed)
-    return plan(cfg, data, tokenizer, cfg.world_size, cfg.sharding)
+    return plan(cfg, data, tokenizer, **together)
+
+
+def devices(cfg: DictConfig) -> int:
+    """How many processes, each with a device, the training would be. Raises PlanError where it would not start."""
+    asked = cfg.hardware
+    if asked.engine == "fsdp" and asked.use_cpu:
+        raise PlanError(
+            "hardware=fsdp shards on GPUs alone. Plan it for a machine that has some: machine=gpu80gb nproc=8"
+        )
+    if asked.engine and cfg.machine and not cfg.nproc:
+        raise PlanError(f"machine={cfg.machine}: say how many processes it is to have, nproc=8")
+    return (launch.processes(cfg) if asked.engine or cfg.nproc else 1) * asked.nodes
 
 
 def on_disk(model: DictConfig) -> bool:

@@ -39,6 +39,7 @@ class Run:
     accumulation: int
     reference: str  # none | cached | adapter off | copy
     reference_tokens: int
+    quantized: bool  # in 4 or 8 bits
     kbit_prepared: bool  # by PEFT, for ORPO and CPO: what is not quantized is trained in float32
     full_logits: bool
     everywhere: bool  # the head scores all positions, whatever the labels
@@ -46,6 +47,12 @@ class Run:
     layers: int
     sharding: str = "none"
     world_size: int = 1
+
+    @property
+    def gathered(self) -> float:
+        """Bytes of all weights in what is multiplied in, to which an engine casts them; it leaves quantized ones."""
+        cast = sizes.BYTES[self.autocast or self.dtype] / sizes.BYTES[self.dtype]
+        return self.weights * (1 if self.quantized else cast)
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ def standing(run: Run, full: bool) -> Memory:
         other=CONTEXT if run.on_gpu else 0,
         moment="",
     )
-    return sharded(held, run, moved, full)
+    return sharded(prepared(held, run, moved, full), run)
 
 
 def estimate(run: Run, feet: layers.Footprint, batch: Batch, width: int) -> Memory:
@@ -161,18 +168,44 @@ def head(run: Run, batch: Batch, width: int, full: bool, learning: bool = True) 
     return picked + tile * compute + columns * width * cast + temporary + gradient
 
 
-def sharded(memory: Memory, run: Run, moved: int, full: bool) -> Memory:
-    """What one of `world_size` devices holds: each part whole, or its share."""
+def prepared(memory: Memory, run: Run, moved: int, full: bool) -> Memory:
+    """The weights as an engine makes them, before they are shared out; `moved` parameters are trained.
+
+    DeepSpeed casts the whole model to what is multiplied in, and keeps float32 copies of what it trains in its
+    optimizer. FSDP2 keeps what it trains in float32 where another precision is multiplied in. DDP's buckets hold all
+    gradients once more.
+    """
     if run.sharding not in SHARDS:
         raise sizes.PlanError(f"sharding={run.sharding}: there are {', '.join(SHARDS)}")
-    if run.sharding in DEEPSPEED and full:  # DeepSpeed trains 16-bit weights, and keeps float32 ones in its optimizer
-        memory = replace(
-            memory, weights=memory.weights * 2 / sizes.BYTES[run.dtype], gradients=moved * 2, optimizer=moved * MASTER
+    if run.sharding in DEEPSPEED:
+        cast = sizes.BYTES[run.autocast or run.dtype]
+        return replace(
+            memory,
+            weights=run.gathered,
+            reference=run.gathered if memory.reference else 0,
+            adapter=0 if full else moved * cast,
+            gradients=moved * cast,
+            optimizer=moved * MASTER,
         )
-        memory = replace(memory, reference=memory.weights if run.reference == "copy" else 0)
-    if run.sharding.endswith("offload"):
-        memory = replace(memory, optimizer=0)
-    share = {name: getattr(memory, name) / run.world_size for name in SHARDS[run.sharding]}
+    if run.sharding == "fsdp" and full and run.autocast:
+        states = moved * sizes.state_bytes(run.optim, 4)
+        return replace(
+            memory, weights=memory.weights * 4 / sizes.BYTES[run.dtype], gradients=moved * 4, optimizer=states
+        )
+    if run.sharding == "none" and run.world_size > 1:
+        return replace(memory, gradients=memory.gradients * 2)
+    return memory
+
+
+def sharded(memory: Memory, run: Run) -> Memory:
+    """What one of `world_size` devices holds: each part whole, or its share."""
+    kind = run.sharding
+    if kind.endswith("_offload"):
+        if run.on_gpu:
+            memory = replace(memory, optimizer=0)
+        else:  # there the memory that the optimizer is moved to is the one it comes from
+            kind = kind.removesuffix("_offload")
+    share = {name: getattr(memory, name) / run.world_size for name in SHARDS[kind]}
     if "weights" in share:  # two layers are whole at a time: the one that runs, and the next on its way
-        share["weights"] += 2 * memory.weights / run.layers
+        share["weights"] += 2 * run.gathered / run.layers
     return replace(memory, **share)

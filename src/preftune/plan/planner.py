@@ -125,8 +125,8 @@ class Planner:
         )
 
     def reference_tokens(self, batch: rows.Batch) -> int:
-        """Tokens of one batch of the reference pass."""
-        if not self.cfg.fastpath.enabled:
+        """Tokens of one batch of the reference pass; DeepSpeed and FSDP take TRL's own pass."""
+        if not self.cfg.fastpath.enabled or self.sharding != "none":
             return batch.tokens
         mean = self.known.prompt + self.known.answers.sum(axis=1)
         return min(max(self.cfg.fastpath.reference_batch_tokens, batch.columns), int(mean.mean() * self.known.count))
@@ -146,6 +146,7 @@ class Planner:
             accumulation=global_batch.accumulation(self.cfg, self.world_size),
             reference=self.reference(),
             reference_tokens=setting.reference_tokens,
+            quantized=sizes.bits(self.cfg.lora) > 0,
             kbit_prepared=self.bare() and sizes.bits(self.cfg.lora) > 0,
             full_logits=self.bare() and not self.packed,
             everywhere=self.everywhere(),
@@ -199,7 +200,7 @@ class Planner:
         held, batch = self.memory()
         run = self.work()
         parts = {name: round(value / GB, 3) for name, value in held.parts().items()}
-        most = device_memory(self.cfg)
+        most = device_memory(self.cfg, self.world_size)
         speed = self.cfg.hardware.tflops * 1e12 * self.world_size
         moved = self.size.adapter or self.size.parameters
         return Plan(
@@ -235,12 +236,15 @@ def asdict_of(node: DictConfig) -> dict:
     return OmegaConf.to_container(OmegaConf.create(node), resolve=True)
 
 
-def device_memory(cfg: DictConfig) -> float | None:
-    """GB of one device: hardware.memory_gb, else of the card found here, or what this machine has free on CPU."""
+def device_memory(cfg: DictConfig, world_size: int = 1) -> float | None:
+    """GB of one device: hardware.memory_gb, else of the card found here.
+
+    On CPU what this machine has free, in equal parts for its processes.
+    """
     if cfg.hardware.memory_gb is not None:
         return float(cfg.hardware.memory_gb)
     if cfg.hardware.use_cpu:
-        return round(free_memory() / GB, 1)
+        return round(free_memory() / GB / max(1, world_size // cfg.hardware.nodes), 1)
     card = hardware.accelerator()
     return round(card.memory / GB, 1) if card and card.memory else None
 
