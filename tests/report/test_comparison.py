@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from preftune import report
-from preftune.report import comparison, ranking
+from preftune.report import comparison, comparison_page, ranking
 from preftune.report.record import ReportError
 
 
@@ -41,6 +41,15 @@ def test_runs_are_ranked_where_they_moved_equally_far(far_and_near):
         ("far", 2, 5, 0.7),
     ]
     assert found.entries[1].final.accuracy == 0.9
+
+
+def test_equals_share_a_rank_and_none_is_called_the_best(a_run):
+    rows = [evaluation(5, 0.6, 0.002), evaluation(10, 0.8, 0.011)]
+    found = comparison.compare([a_run(name, rows, 0.8) for name in ("one", "two", "three")])
+    assert [each.rank for each in found.entries] == [1, 1, 1]
+    assert [each.rank_length_controlled for each in found.entries] in ([1, 1, 1], [None, None, None])
+    assert "<h1>3 runs level: 80.0%" in comparison_page.html(found)
+    assert any("do not tell one apart from three, two" in note for note in found.notes)
 
 
 def test_without_evaluations_in_between_final_values_are_ranked_and_it_is_said(a_run):

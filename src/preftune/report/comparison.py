@@ -114,19 +114,25 @@ def rank_all(found: Comparison) -> None:
             found.notes.append(f"{each.name} did not move ({each.reach:.2g} nats a token), and is not ranked.")
     if moved:
         match(found, moved)
-    best = sorted(moved, key=lambda each: (-each.at.accuracy, -(each.length_controlled or 0), each.name))
-    for rank, each in enumerate(best, start=1):
-        each.rank = rank
+    for each in moved:  # equals share a rank
+        each.rank = 1 + sum(merit(other) > merit(each) for other in moved)
     controlled = [each for each in moved if each.length_controlled is not None]
-    for rank, each in enumerate(sorted(controlled, key=lambda e: (-e.length_controlled, e.rank)), start=1):
-        each.rank_length_controlled = rank
-    if len(best) > 1 and (around := best[0].interval) and best[1].at.accuracy >= around[0]:
+    for each in controlled:
+        each.rank_length_controlled = 1 + sum(o.length_controlled > each.length_controlled for o in controlled)
+    best = sorted(moved, key=lambda each: (each.rank, each.name))
+    near = [each.name for each in best[1:] if best[0].interval and each.at.accuracy >= best[0].interval[0]]
+    if near:
         found.notes.append(
-            f"{best[0].pairs} held-out pairs do not tell {best[0].name} and {best[1].name} apart: the second lies "
-            "within the first one's 95% interval."
+            f"{best[0].pairs} held-out pairs do not tell {best[0].name} apart from {', '.join(near)}: within its 95% "
+            "interval."
         )
     rest = [each for each in found.entries if each.rank is None]
     found.entries = best + sorted(rest, key=lambda each: each.name)
+
+
+def merit(entry: Entry) -> tuple[float, float]:
+    """What a run is ranked by: its accuracy, and among equals the length-controlled one."""
+    return entry.at.accuracy, entry.length_controlled or 0.0
 
 
 def match(found: Comparison, moved: list[Entry]) -> None:

@@ -8,7 +8,7 @@ from preftune.report.comparison import KL, Comparison, Entry
 from preftune.report.page import document
 from preftune.report.sections import short
 
-HEAD = ("", "run", "loss", "β", "learning rate", "step", "accuracy (95%)", "margin", "KL", "length-controlled", "words")
+HEAD = ("", "run", "loss", "β", "lr", "step", "accuracy (95%)", "margin")
 COLOURS = ("a", "b", "c", "d", "e", "f")
 TRAINED = {  # curves by step, of training
     "rewards/margins": "Margin, train",
@@ -21,8 +21,9 @@ TRAINED = {  # curves by step, of training
 
 def html(found: Comparison) -> str:
     """The page of a comparison."""
-    best = next((each for each in found.entries if each.rank == 1), None)
-    first = "No run can be ranked" if best is None else f"{best.name}: {percent(best.at.accuracy, best.pairs)}"
+    best = [each for each in found.entries if each.rank == 1]
+    names = best[0].name if len(best) == 1 else f"{len(best)} runs level"
+    first = f"{names}: {percent(best[0].at.accuracy, best[0].pairs)}" if best else "No run can be ranked"
     notes = "".join(f"<li>{escape(note)}</li>" for note in found.notes)
     below = f"<ul>{notes}</ul>" if notes else ""
     return document(
@@ -45,13 +46,14 @@ def how(found: Comparison) -> str:
     )
     measured = "kl/per_token" if found.measure == KL else "the mean |log-ratio| of chosen and rejected"
     return (
-        f"{matched} KL: {measured}, nats a token. Length-controlled: at the end, all lengths weighing the same; its "
-        "rank in brackets. Words: mean of the sampled answers before → after."
+        f"{matched} {ranking.distance(found)}: {measured}, nats a token. Length-controlled: at the end, all lengths "
+        "weighing the same; its rank in brackets. Words: mean of the sampled answers before → after."
     )
 
 
 def table(found: Comparison) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in HEAD)
+    names = (*HEAD, ranking.distance(found), "length-contr.", "words")
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
     rows = ""
     for entry in found.entries:
         cells = [escape(cell) for cell in ranking.cells(entry)]
@@ -59,7 +61,7 @@ def table(found: Comparison) -> str:
         cells[1] = f"<b>{cells[1]}</b>" + (
             ' <span class="tag error">not healthy</span>' if entry.healthy is False else ""
         )
-        named = zip(HEAD, cells, strict=True)
+        named = zip(names, cells, strict=True)
         rows += "<tr>" + "".join(f'<td data-name="{escape(name)}">{cell}</td>' for name, cell in named) + "</tr>"
     return f'<div class="wide"><table class="comparison"><tr>{head}</tr>{rows}</table></div>'
 
@@ -76,16 +78,16 @@ def losses_by_beta(found: Comparison) -> str:
         row = ""
         for beta in betas:
             there = [each for each in found.entries if each.loss == loss and each.beta == beta]
-            row += f"<td>{''.join(map(cell, there))}</td>"
+            row += f"<td>{''.join(cell(each, ranking.distance(found)) for each in there)}</td>"
         rows += f"<tr><th>{escape(loss)}</th>{row}</tr>"
     grid = f'<table class="grid"><tr><th></th>{head}</tr>{rows}</table>'
     return f'<section><h2>Losses × β</h2><div class="wide">{grid}</div></section>'
 
 
-def cell(entry: Entry) -> str:
+def cell(entry: Entry, distance: str) -> str:
     words = f"{entry.words[1]:.0f} words" if entry.words else ""
     rate = f"lr {entry.learning_rate:g}" if entry.learning_rate is not None else ""
-    parts = [f"margin {short(entry.at.margin) or '–'}", f"KL {short(entry.at.distance) or '–'}", words, rate]
+    parts = [f"margin {short(entry.at.margin) or '–'}", f"{distance} {short(entry.at.distance) or '–'}", words, rate]
     return f"<p><b>{percent(entry.at.accuracy)}</b><br><small>{'<br>'.join(part for part in parts if part)}</small></p>"
 
 
@@ -95,13 +97,13 @@ def plots(found: Comparison) -> str:
     drawn = [
         curves.Plot("Held-out accuracy", over(found, looks, "step", "accuracy"), limits=(0.0, 1.0)),
         curves.Plot(
-            "Held-out accuracy by KL",
+            f"Held-out accuracy by {ranking.distance(found)}",
             over(found, looks, "distance", "accuracy"),
             limits=(0.0, 1.0),
-            x_label=f"{'KL' if found.measure == KL else '|log-ratio|'}, nats a token",
+            x_label=f"{ranking.distance(found)}, nats a token",
         ),
         curves.Plot("Held-out margin", over(found, looks, "step", "margin")),
-        curves.Plot("KL to the reference, held-out", over(found, looks, "step", "distance")),
+        curves.Plot(f"{ranking.distance(found)} to the reference, held-out", over(found, looks, "step", "distance")),
     ]
     for metric, title in TRAINED.items():
         lines = [
@@ -120,6 +122,8 @@ def over(found: Comparison, looks: dict, x: str, y: str) -> list[curves.Curve]:
     lines = []
     for each in found.entries:
         known = [(getattr(p, x), getattr(p, y)) for p in each.points if None not in (getattr(p, x), getattr(p, y))]
+        if y == "margin" and len(known) == 1 < len(each.points):
+            continue  # without a reference there is one, at the end, on a scale of its own
         if known:
             lines.append(curves.Curve(each.name, dict(known), *looks[each.name]))
     return lines

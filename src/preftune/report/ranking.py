@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from preftune.report.accuracy import percent
-from preftune.report.comparison import Comparison, Entry
+from preftune.report.comparison import KL, Comparison, Entry
 from preftune.report.sections import short
 
 
@@ -61,7 +61,7 @@ def as_text(found: Comparison) -> str:
     table = Table(title=headline(found), title_justify="left")
     for name in ("", "run", "loss"):
         table.add_column(name)
-    for name in ("β", "lr", "step", "accuracy (95%)", "margin", "KL", "length-contr.", "words"):
+    for name in ("β", "lr", "step", "accuracy (95%)", "margin", distance(found), "length-contr.", "words"):
         table.add_column(name, justify="right")
     for each in found.entries:
         table.add_row(*cells(each))
@@ -70,6 +70,11 @@ def as_text(found: Comparison) -> str:
         for note in found.notes:
             console.print(note, highlight=False)
     return captured.get()
+
+
+def distance(found: Comparison) -> str:
+    """What the distance from the reference is called."""
+    return "KL" if found.measure == KL else "|log-ratio|"
 
 
 def headline(found: Comparison) -> str:
