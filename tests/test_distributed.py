@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
-from preftune import launch
+from preftune import engine, launch
 from preftune.training import train
 
 STEPS = 20
@@ -25,14 +27,14 @@ LINE = [
 DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 
 
-def start(run: Path, *more: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "recipes.dpo", *LINE, f"fastpath.reference_cache={run.parent}/cache", *more]
+def start(run: Path, *more: str, recipe: str = "recipes.dpo", by: tuple = ()) -> subprocess.Popen:
+    command = [sys.executable, *by, "-m", recipe, *LINE, f"fastpath.reference_cache={run.parent}/cache", *more]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": run.parent}
     return subprocess.Popen([*command, f"output_dir={run}"], **pipes)
 
 
-def finished(run: Path, *more: str) -> str:
-    process = start(run, *more)
+def finished(run: Path, *more: str, **how) -> str:
+    process = start(run, *more, **how)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     return output
@@ -90,24 +92,67 @@ def test_rank_0_alone_writes_and_speaks(two):
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
 
 
-def test_a_checkpoint_of_two_processes_is_resumed_by_one(two, alone, folder):
-    for name in ("resumed", "refused"):
-        shutil.copytree(two[0], folder / name)
-        (folder / name / "summary.json").unlink()
-        shutil.rmtree(folder / name / f"checkpoint-{STEPS}")
-        config = (folder / name / "config.yaml").read_text()
-        (folder / name / "config.yaml").write_text(config.replace(str(two[0]), str(folder / name)))
+def half_of(run: Path, name: str) -> Path:
+    """A copy of a finished run as it was at its checkpoint in the middle."""
+    copy = run.parent / name
+    shutil.copytree(run, copy)
+    (copy / "summary.json").unlink()
+    shutil.rmtree(copy / f"checkpoint-{STEPS}")
+    (copy / "config.yaml").write_text((copy / "config.yaml").read_text().replace(str(run), str(copy)))
+    return copy
+
+
+def test_a_checkpoint_of_two_processes_is_resumed_by_one(two, alone):
+    resumed = half_of(two[0], "resumed")
+    half_of(two[0], "refused")
     train(alone("resumed", "resume=true"))
-    assert losses(folder / "resumed") == pytest.approx(losses(two[0]), abs=1e-4)
+    assert losses(resumed) == pytest.approx(losses(two[0]), abs=1e-4)
     with pytest.raises(launch.LaunchError, match="2 × 4 rows at a time.*per_device_train_batch_size=8"):
         train(alone("refused", "resume=true", "hardware.per_device_train_batch_size=4"))
 
 
+def test_accelerate_launch_starts_the_same_run(two, folder):
+    by = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2")
+    output = finished(folder / "accelerated", "hardware=ddp", "hardware.use_cpu=true", by=by)
+    assert losses(folder / "accelerated") == losses(two[0])
+    assert sum(line.startswith("Run   ") for line in output.splitlines()) == 1
+
+
 @DEEPSPEED
-@pytest.mark.parametrize("engine", ["zero2_offload", "zero3"])
-def test_zero_trains_what_ddp_does(two, folder, engine):
-    finished(folder / engine, f"hardware={engine}", "nproc=2")
-    assert losses(folder / engine) == pytest.approx(losses(two[0]), abs=1e-4)
+@pytest.mark.parametrize("hardware", ["zero2_offload", "zero3"])
+def test_zero_trains_what_ddp_does_and_resumes(two, alone, folder, hardware):
+    finished(folder / hardware, f"hardware={hardware}", "nproc=2")
+    assert losses(folder / hardware) == pytest.approx(losses(two[0]), abs=1e-4)
+    resumed = half_of(folder / hardware, f"{hardware}-resumed")
+    with pytest.raises(launch.LaunchError, match="saved by 2 processes with ZeRO-"):
+        other = "zero3" if hardware == "zero2_offload" else "zero2_offload"
+        engine.require_readable(alone("other", f"hardware={other}"), resumed / "checkpoint-10", 4)
+    finished(resumed, f"hardware={hardware}", "nproc=2", "resume=true")
+    assert losses(resumed) == pytest.approx(losses(folder / hardware), abs=1e-6)
+
+
+@pytest.mark.parametrize("hardware", ["ddp", pytest.param("zero3", marks=DEEPSPEED)])
+def test_a_pipeline_runs_to_its_end(folder, hardware):
+    run = folder / f"pipeline-{hardware}"
+    stages = ["pipeline.evaluate.kl_prompts=0", "pipeline.evaluate.generations=0", "train.max_steps=2"]
+    output = finished(run, f"hardware={hardware}", "nproc=2", *stages, recipe="recipes.sft_dpo")
+    made = {path.parent.name: json.loads(path.read_text()) for path in run.glob("*/lineage.json")}
+    assert all(each["finished"] for each in made.values())
+    assert made["preference"]["inputs"]["parent"] == made["sft-model"]["output"]
+    assert output.count("Stage 2 of 4") == 1 and (run / "report.html").exists()
+    model = AutoModelForCausalLM.from_pretrained(run / "exported")
+    assert model(torch.arange(9)[None]).logits.isfinite().all()
+
+
+def test_quantized_weights_are_not_sharded(composed):
+    with pytest.raises(launch.LaunchError, match="lora=qlora write hardware=ddp"):
+        engine.require_fitting(composed("dpo", "hardware=zero3", "lora=qlora"))
+
+
+def test_deepspeeds_settings_are_given_once(composed, monkeypatch):
+    monkeypatch.setenv(engine.ACCELERATES, "zero_stage")
+    with pytest.raises(launch.LaunchError, match="hardware.engine=zero2 in the place"):
+        engine.require_fitting(composed("dpo", "hardware=zero2_offload"))
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])

@@ -1,14 +1,16 @@
 """Which processes a command leads to, decided without torch; and what they are is what was asked for."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 from accelerate import Accelerator
 
-from preftune import engine, launch
+from preftune import engine, launch, slurm
 
 SRUN = {
     "SLURM_JOB_ID": "77",
@@ -30,18 +32,76 @@ def test_the_launching_process_imports_no_torch():
 
 def test_a_task_of_srun_takes_its_place_among_the_ranks():
     environ = dict(SRUN)
-    launch.place_from_slurm(environ)
+    slurm.take_place(environ)
     place = {key: environ[key] for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR")}
     assert place == {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "gpu07"}
     other = dict(SRUN) | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
-    launch.place_from_slurm(other)
+    slurm.take_place(other)
     assert other["MASTER_PORT"] == environ["MASTER_PORT"]
+
+
+def test_a_task_that_sees_one_gpu_alone_takes_that():
+    environ = dict(SRUN) | {"CUDA_VISIBLE_DEVICES": "1"}
+    slurm.take_place(environ)
+    assert environ["LOCAL_RANK"] == "0" and environ["RANK"] == "3"
+    shared = dict(SRUN) | {"CUDA_VISIBLE_DEVICES": "0,1"}
+    slurm.take_place(shared)
+    assert shared["LOCAL_RANK"] == "1"
+
+
+@pytest.mark.parametrize(
+    "nodes, first",
+    [
+        ("gpu07", "gpu07"),
+        ("gpu[07-08]", "gpu07"),
+        ("a,b[1-2]", "a"),
+        ("n[1,3],m", "n1"),
+        ("r[1-2]n[03-04]-ib", "r1n03-ib"),
+    ],
+)
+def test_the_first_machine_of_a_step(nodes, first):
+    assert slurm.first_machine({"SLURM_STEP_NODELIST": nodes}) == first
+
+
+def test_as_many_machines_as_the_step_of_slurm_has(composed, monkeypatch):
+    for key, value in (dict(SRUN) | {"SLURM_STEP_NUM_TASKS": "2"}).items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(launch.LaunchError, match="hardware.nodes=1, and this Slurm step has 2.*Write hardware.nodes=2"):
+        launch.require_possible(composed("dpo", "hardware=ddp", "nproc=1"))
+
+
+def test_accelerate_launch_on_cpu_starts_one_process_whatever_it_was_told(composed, monkeypatch):
+    for key, value in {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29500"}.items():  # as it sets them for two
+        monkeypatch.setenv(key, value)
+    with pytest.raises(launch.LaunchError, match="hardware=ddp nproc=2 in its place"):
+        launch.require_possible(composed("dpo"))
+    launch.require_possible(composed("dpo", "hardware=ddp", "hardware.use_cpu=true", "nproc=2"))
+
+
+def test_a_job_that_makes_room_saves_before_submitit_hears_of_it(tmp_path):
+    saving = "import pathlib, signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), "
+    saving += "pathlib.Path('saved').touch(), sys.exit(143)))\npathlib.Path('ready').touch()\ntime.sleep(60)"
+    heard = []
+    before = signal.signal(signal.SIGUSR2, lambda *_: heard.append((tmp_path / "saved").exists()))
+
+    def preempt():
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    try:
+        ranks = subprocess.Popen([sys.executable, "-c", saving], cwd=tmp_path)
+        threading.Thread(target=preempt).start()
+        assert launch.awaited(ranks) == 143
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert heard == [True]
 
 
 def test_one_task_a_machine_starts_its_machines_ranks(composed, monkeypatch):
     environ = dict(SRUN) | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
     before = dict(environ)
-    launch.place_from_slurm(environ)
+    slurm.take_place(environ)
     assert environ == before
     for key, value in environ.items():
         monkeypatch.setenv(key, value)

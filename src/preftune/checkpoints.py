@@ -10,7 +10,7 @@ import xxhash
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from preftune import runs
+from preftune import engine, runs
 
 SEAL = "hashes.json"  # written last: a checkpoint without it is half a checkpoint
 BLOCK = 2**22
@@ -90,7 +90,8 @@ def save_whole(target: Path, save: Callable[[str], None]) -> None:
 
 def restore(trainer: Trainer, checkpoint: Path) -> None:
     """Put a checkpoint's weights into the trainer's model."""
-    trainer._load_from_checkpoint(str(checkpoint))
+    with engine.whole(trainer.model, changed=True):
+        trainer._load_from_checkpoint(str(checkpoint))
 
 
 def wait_for_all() -> None:

@@ -8,16 +8,23 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from omegaconf import DictConfig
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from preftune import runs
 from preftune.launch import LaunchError
 
 TIMEOUT = datetime.timedelta(hours=2)  # of one rank for another: rank 0 hashes weights, merges models, waits for caches
 
-TRACES = {"DeepSpeed": ["latest"], "FSDP": ["optimizer.bin", "optimizer_*", "pytorch_model_fsdp*"]}  # in a checkpoint
-WITH = {"DeepSpeed": " with DeepSpeed", "FSDP": " with FSDP", "plain": ""}
+TRACES = {  # of an engine's optimizer in a checkpoint; the first that are found
+    "zero3": ["global_step*/zero_pp_rank_*_model_states.pt"],
+    "zero2": ["latest"],
+    "fsdp": ["optimizer.bin", "optimizer_*", "pytorch_model_fsdp*"],
+}
+ACCELERATES = "ACCELERATE_CONFIG_DS_FIELDS"  # set by `accelerate launch` where its configuration speaks of DeepSpeed
+WITH = {"zero3": " with ZeRO-3", "zero2": " with ZeRO-2", "fsdp": " with FSDP", "plain": ""}
 
 
 def join(cfg: DictConfig) -> None:
@@ -30,6 +37,7 @@ def join(cfg: DictConfig) -> None:
         torch.distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=TIMEOUT)
     else:
         torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
+    require_fitting(cfg)
     told = [cfg.output_dir, cfg.resume]
     torch.distributed.broadcast_object_list(told, src=0, device=torch.device("cpu"))
     cfg.output_dir, cfg.resume = told
@@ -57,6 +65,21 @@ def arguments(cfg: DictConfig) -> dict:
     return {"use_cpu": False, "accelerator_config": {"use_configured_state": True}}
 
 
+def require_fitting(cfg: DictConfig) -> None:
+    """Raise LaunchError where the engine's settings are given twice, or the model cannot be sharded by it."""
+    if os.environ.get(ACCELERATES) and cfg.hardware.get("deepspeed"):
+        raise LaunchError(
+            "`accelerate launch` was given DeepSpeed's settings, and hardware.deepspeed gives them too. Launch without "
+            f"them (--multi_gpu), or write hardware.engine={cfg.hardware.engine} in the place of hardware=…, if its "
+            "stage is this"
+        )
+    if cfg.hardware.engine == "zero3" and "quantization" in cfg.lora:
+        raise LaunchError(
+            "hardware=zero3 cannot shard quantized weights: with lora=qlora write hardware=ddp or "
+            "hardware=zero2_offload, or with hardware=zero3 write lora=lora"
+        )
+
+
 def require_processes(count: int) -> None:
     """Raise LaunchError where accelerate counts `count` processes and there are others: they would train apart."""
     if count != runs.world_size():
@@ -67,7 +90,7 @@ def require_processes(count: int) -> None:
 
 
 def require(cfg: DictConfig, accelerator) -> None:
-    """Raise LaunchError where accelerate runs another engine, sharding or number of processes than was asked for."""
+    """Raise LaunchError where accelerate runs another engine, precision or number of processes than was asked for."""
     require_processes(accelerator.num_processes)
     asked = cfg.hardware.engine or ("ddp" if runs.world_size() > 1 else None)
     found = running(accelerator)
@@ -76,6 +99,17 @@ def require(cfg: DictConfig, accelerator) -> None:
             f"hardware.engine={asked} was asked for, and accelerate runs {found} ({accelerator.distributed_type}); "
             f"nothing was trained. Write hardware.engine={found} if that is meant, and look at hardware.fsdp_config or "
             "hardware.deepspeed if it is not"
+        )
+    require_precision(cfg, accelerator.mixed_precision)
+
+
+def require_precision(cfg: DictConfig, found: str) -> None:
+    """Raise LaunchError where accelerate's own configuration, or its environment, has brought in another precision."""
+    asked = next((name for name in ("bf16", "fp16") if cfg.hardware.get(name)), "no")
+    if asked != found:
+        raise LaunchError(
+            f"accelerate trains in mixed precision {found}, as its own configuration or ACCELERATE_MIXED_PRECISION "
+            f"says, and {asked} was asked for: `accelerate launch --mixed_precision={asked}`, or hardware.{found}=true"
         )
 
 
@@ -103,7 +137,7 @@ def require_readable(cfg: DictConfig, checkpoint: Path, rows: int) -> None:
     theirs = next(
         (name for name, traces in TRACES.items() if any(any(checkpoint.glob(each)) for each in traces)), "plain"
     )
-    ours = {"f": "FSDP", "z": "DeepSpeed"}.get((cfg.hardware.engine or "ddp")[0], "plain")
+    ours = cfg.hardware.engine if cfg.hardware.engine in TRACES else "plain"
     if theirs != ours or (theirs != "plain" and before != now):
         raise LaunchError(
             f"{checkpoint} was saved by {before} process{'es' * (before > 1)}{WITH[theirs]}, and cannot be read by "
@@ -119,15 +153,18 @@ def require_readable(cfg: DictConfig, checkpoint: Path, rows: int) -> None:
 
 
 @contextlib.contextmanager
-def whole(model: torch.nn.Module):
-    """The model with its weights here: gathered from the other ranks under ZeRO-3, as it is otherwise."""
+def whole(model: torch.nn.Module, changed: bool = False):
+    """The model with its weights here: gathered from the other ranks under ZeRO-3, as it is otherwise.
+
+    `changed`: whether they are set meanwhile; every rank then goes on with what rank 0 has set.
+    """
     sharded = [each for each in model.parameters() if hasattr(each, "ds_id")]
     if not sharded:
         yield
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(sharded):
+    with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if changed else None):
         yield
 
 
@@ -140,3 +177,13 @@ def release(trainer) -> None:
     if hasattr(getattr(made, "optimizer", None), "destroy"):
         made.optimizer.destroy()
         trainer._precompute_engine = None
+
+
+def forget() -> None:
+    """Let go of a DeepSpeed training's settings, so that models are loaded whole again and another training can follow.
+
+    transformers shards every model that is loaded while they are alive: rank 0, which merges and evaluates alone, would
+    wait for ranks that wait for it. And accelerate takes the settings of a second training only over an empty state.
+    """
+    unset_hf_deepspeed_config()
+    AcceleratorState._reset_state()

@@ -3,6 +3,7 @@
 import signal
 import sys
 import threading
+import time
 
 import torch
 from transformers import TrainerCallback
@@ -11,17 +12,18 @@ from preftune.errors import Interrupted
 from preftune.runs import main_process
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ECHO = 3  # seconds in which a signal again is the same word: Slurm tells all processes of a job, and torchrun its ranks
 
 
 class Interruption(TrainerCallback):
     """Holds the signals while a run lasts: within training the first one waits for the step's end and a checkpoint.
 
-    Everywhere else, and the second time, a signal ends the run at once; reference log-probs, findings and finished
-    stages are on disk by then.
+    Everywhere else, and the second time (but for an echo of the first), a signal ends the run at once; reference
+    log-probs, findings and finished stages are on disk by then.
     """
 
     def __init__(self):
-        self.signal, self.training, self._before = None, False, {}
+        self.signal, self.training, self._before, self._since = None, False, {}, 0.0
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
@@ -34,11 +36,14 @@ class Interruption(TrainerCallback):
 
     def _handle(self, number: int, frame) -> None:
         name = signal.Signals(number).name
+        if number == self.signal and time.monotonic() - self._since < ECHO:
+            return
         if not self.training or self.signal is not None:
             raise Interrupted(number, f"{name}: stopped. Go on with the same command and resume=true")
-        self.signal = number
+        self.signal, self._since = number, time.monotonic()
         if main_process():  # each rank is signalled, and one speaks
-            print(f"\n{name}: a checkpoint is saved after this step (again: at once)", file=sys.stderr, flush=True)
+            later = f"again, after {ECHO} s: at once"
+            print(f"\n{name}: a checkpoint is saved after this step ({later})", file=sys.stderr, flush=True)
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.training = True

@@ -14,19 +14,23 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from preftune import errors, hardware, runs, sweep
+from preftune import errors, hardware, runs, slurm, sweep
 from preftune.errors import Interrupted, UserError
 
 # conf/hydra/launcher has files of the names that submitit's plugin registers, which Hydra remarks upon
 warnings.filterwarnings("ignore", message=r"(?s).*is validated against ConfigStore schema")
 ENGINES = ("ddp", "fsdp", "zero2", "zero3")
+ACCELERATES_SEVERAL = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"}  # set by it for more than one process alone
 SHUTDOWN_SECONDS = 45  # between the signal to the other ranks, after which they may save a checkpoint, and their end
+PREEMPTING = (signal.SIGUSR1, signal.SIGUSR2)  # one of them is submitit's, by the cluster's habit
 PATIENCE = 3  # seconds that the other ranks leave to rank 0, which most often fails of the same thing
+# What gloo and NCCL say of a peer that has ended
+LOST = re.compile(r"Connection (closed|reset) by peer|remote process exited|Broken pipe")
 
 
 class LaunchError(UserError):
@@ -39,7 +43,7 @@ def run(cfg: DictConfig, recipe: str, task: str) -> float | None:
     `recipe` is the module to start once a rank. A UserError ends the program with its message alone; within a sweep it
     is printed and raised, so that Hydra goes on with the other jobs. Imports torch only where this process trains.
     """
-    place_from_slurm(os.environ)
+    slurm.take_place(os.environ)
     with plainly(cfg):
         if sweep.finished_before(cfg):
             return sweep.objective(cfg.output_dir)
@@ -70,38 +74,6 @@ def plainly(cfg: DictConfig) -> Iterator[None]:
         raise
 
 
-def is_rank(environ: MutableMapping[str, str] = os.environ) -> bool:
-    """Whether this process has been given its place among others already."""
-    return "RANK" in environ and "WORLD_SIZE" in environ
-
-
-def place_from_slurm(environ: MutableMapping[str, str]) -> None:
-    """Set what torch reads (RANK, …) from what srun sets, where it has started one task a process.
-
-    One task a machine is left alone where it starts the ranks of its machine itself.
-    """
-    tasks, nodes = (int(environ.get(f"SLURM_STEP_NUM_{kind}", 1)) for kind in ("TASKS", "NODES"))
-    if is_rank(environ) or tasks <= nodes:
-        return
-    environ |= {
-        "RANK": environ["SLURM_PROCID"],
-        "LOCAL_RANK": environ["SLURM_LOCALID"],
-        "WORLD_SIZE": str(tasks),
-        "MASTER_ADDR": environ.get("MASTER_ADDR", first_machine(environ)),
-        "MASTER_PORT": environ.get("MASTER_PORT", str(port_of(environ))),
-    }
-
-
-def first_machine(environ: MutableMapping[str, str]) -> str:
-    """The first of the machines of a Slurm step, where all meet."""
-    return re.sub(r"\[(\d+).*", r"\1", environ["SLURM_STEP_NODELIST"]).split(",")[0]
-
-
-def port_of(environ: MutableMapping[str, str]) -> int:
-    """A port that every task of a Slurm step comes to, and another step hardly ever does."""
-    return 20000 + (int(environ["SLURM_JOB_ID"]) * 7 + int(environ.get("SLURM_STEP_ID", 0))) % 20000
-
-
 def processes(cfg: DictConfig) -> int:
     """How many processes a machine is asked for: nproc, or one a visible GPU."""
     asked = cfg.hardware
@@ -110,38 +82,63 @@ def processes(cfg: DictConfig) -> int:
 
 def require_possible(cfg: DictConfig) -> None:
     """Raise LaunchError where hardware.* asks for what cannot run; before torch, and before anything is started."""
-    asked, problems = cfg.hardware, []
-    if asked.engine not in (None, *ENGINES):
-        problems.append(f"hardware.engine={asked.engine}: there is {', '.join(ENGINES)}")
-    if asked.engine == "fsdp" and asked.use_cpu:
-        problems.append("hardware=fsdp: accelerate shards on GPUs alone and would train unsharded. Write hardware=ddp")
-    if asked.engine == "ddp" and asked.use_cpu and not cfg.nproc and asked.nodes == 1 and not is_rank():
-        problems.append("hardware=ddp: without a GPU, say how many processes: nproc=2")
+    if problems := [*engine_problems(cfg), *machine_problems(cfg), *process_problems(cfg)]:
+        raise LaunchError("\n".join(problems))
+
+
+def engine_problems(cfg: DictConfig) -> Iterator[str]:
+    """What is wrong with the engine asked for."""
+    engine, on_cpu = cfg.hardware.engine, cfg.hardware.use_cpu
+    if engine not in (None, *ENGINES):
+        yield f"hardware.engine={engine}: there is {', '.join(ENGINES)}"
+    if engine == "fsdp" and on_cpu:
+        yield "hardware=fsdp: accelerate shards on GPUs alone and would train unsharded. Write hardware=ddp"
+    if engine in ("zero2", "zero3") and importlib.util.find_spec("deepspeed") is None:
+        yield f"hardware.engine={engine}: DeepSpeed is not installed: pip install 'preftune[deepspeed]'"
+
+
+def machine_problems(cfg: DictConfig) -> Iterator[str]:
+    """What is wrong with the machines asked for, where this process is to start their ranks."""
+    asked = cfg.hardware
+    if slurm.is_rank() or asked.rendezvous:
+        return
+    if asked.nodes != 1 and "SLURM_STEP_NODELIST" not in os.environ:
+        yield (
+            f"hardware.nodes={asked.nodes}: write where they meet, hardware.rendezvous=ADDRESS:PORT of the first "
+            "machine, on each of them; under Slurm, start it by srun --ntasks-per-node=1"
+        )
+    machines = int(os.environ.get("SLURM_STEP_NUM_NODES", asked.nodes))
+    if machines != asked.nodes:
+        yield (
+            f"hardware.nodes={asked.nodes}, and this Slurm step has {machines}, each of which would wait for others or "
+            f"train by itself. Write hardware.nodes={machines}, or srun --nodes={asked.nodes}"
+        )
+
+
+def process_problems(cfg: DictConfig) -> Iterator[str]:
+    """What is wrong with the number of processes asked for, of preftune or of the program that started this one."""
+    asked, size = cfg.hardware, runs.world_size()
     for key, value in (("nproc", cfg.nproc), ("hardware.nodes", asked.nodes)):
         if value is not None and not (isinstance(value, int) and value >= 1):
-            problems.append(f"{key}={value}: wants 1 or more")
-    if asked.nodes != 1 and not asked.rendezvous and not is_rank() and "SLURM_STEP_NODELIST" not in os.environ:
-        problems.append(
-            f"hardware.nodes={asked.nodes}: write where they meet, hardware.rendezvous=ADDRESS:PORT of the first "
-            "machine, on each of them"
+            yield f"{key}={value}: wants 1 or more"
+    if slurm.is_rank():
+        if cfg.nproc and size != cfg.nproc * asked.nodes:
+            yield (
+                f"{size} processes were started, and nproc={cfg.nproc} on {asked.nodes} machine"
+                f"{'s' * (asked.nodes > 1)} was asked for; leave nproc out, or start as many"
+            )
+    elif asked.engine == "ddp" and asked.use_cpu and not cfg.nproc and asked.nodes == 1:
+        yield "hardware=ddp: without a GPU, say how many processes: nproc=2"
+    elif os.environ.keys() >= ACCELERATES_SEVERAL and processes_asked(cfg) == 1:
+        yield (
+            "`accelerate launch` was told to start several processes, and on CPU it starts one, which would train "
+            "alone. Write python -m RECIPE hardware=ddp nproc=2 in its place"
         )
-    size = runs.world_size()
-    if is_rank() and cfg.nproc and size != cfg.nproc * asked.nodes:
-        problems.append(
-            f"{size} processes were started, and nproc={cfg.nproc} on {asked.nodes} machine"
-            f"{'s' * (asked.nodes > 1)} was asked for; leave nproc out, or start as many"
-        )
-    if asked.engine in ("zero2", "zero3") and importlib.util.find_spec("deepspeed") is None:
-        problems.append(
-            f"hardware.engine={asked.engine}: DeepSpeed is not installed: pip install 'preftune[deepspeed]'"
-        )
-    if problems:
-        raise LaunchError("\n".join(problems))
 
 
 def starts_others(cfg: DictConfig) -> bool:
     """Whether this process trains in others: several, an engine's, or one of its own for a job beside other jobs."""
-    if is_rank():
+    if slurm.is_rank():
         return False
     return cfg.hardware.engine is not None or processes_asked(cfg) > 1 or sweep.beside_others()
 
@@ -152,32 +149,53 @@ def processes_asked(cfg: DictConfig) -> int:
 
 
 def start(cfg: DictConfig, recipe: str) -> None:
-    """Start this machine's ranks, wait, and end as they do: raises SystemExit with the first failing one's code.
-
-    SIGINT and SIGTERM are passed on, once, and the ranks are given the time to save a checkpoint.
-    """
+    """Start this machine's ranks, wait, and end as they do: raises SystemExit with the first failing one's code."""
     count = processes(cfg) if cfg.hardware.engine or cfg.nproc else 1
     environ = dict(os.environ)
     environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
     if (total := count * cfg.hardware.nodes) > 1:
         print(f"launch: {total} processes ({cfg.hardware.engine or 'ddp'}) for {cfg.output_dir}", flush=True)
     command = [sys.executable, "-m", "preftune.ranks", *torchrun_options(cfg, count), "-m", recipe, *command_line(cfg)]
-    ranks = subprocess.Popen(command, env=environ, start_new_session=True)
-    passed_on = {}
+    ended(awaited(subprocess.Popen(command, env=environ, start_new_session=True)), cfg.output_dir)
+
+
+def awaited(ranks: subprocess.Popen) -> int:
+    """The exit code of the ranks, to whom SIGINT and SIGTERM are passed on; they may then save a checkpoint.
+
+    Where submitit listens for the signal of a Slurm job whose time is up or which makes room, they save first, and
+    submitit, which ends this process or asks for the job to be queued again, hears of it afterwards.
+    """
+    postponed, before = [], {}
+
+    def pass_on(number, frame):
+        ranks.send_signal(number)
+
+    def postpone(number, frame):
+        if not postponed:
+            ranks.terminate()
+        postponed[:] = [(before[number], number, frame)]
+
+    handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM), pass_on)
+    handlers |= {each: postpone for each in PREEMPTING if callable(signal.getsignal(each))}
     with contextlib.suppress(ValueError):  # outside the main thread there are no signals to pass on
-        for number in (signal.SIGINT, signal.SIGTERM):
-            passed_on[number] = signal.signal(number, lambda number, frame: ranks.send_signal(number))
+        for number, handler in handlers.items():
+            before[number] = signal.signal(number, handler)
     try:
         code = ranks.wait()
     finally:
-        for number, handler in passed_on.items():
+        for number, handler in before.items():
             signal.signal(number, handler)
-    ended(code, cfg.output_dir)
+    for handler, number, frame in postponed if code else ():
+        handler(number, frame)
+    return code
 
 
 def ended(code: int, output_dir: str) -> None:
     """Raise what the exit code of the ranks means for this process; their own words were printed by them."""
-    if code > 128 and code - 128 in (signal.SIGINT, signal.SIGTERM):
+    signalled = code - 128 if code > 128 else None
+    if signalled == signal.SIGTERM and sweep.beside_others():  # scancel means this job; whoever waits for it must hear
+        raise LaunchError("it was stopped by SIGTERM; the same command once more goes on with it")
+    if signalled in (signal.SIGINT, signal.SIGTERM):
         raise SystemExit(code)
     if code and sweep.in_sweep():
         raise LaunchError(f"its process ended with exit code {code}; what it said is above, and in {output_dir}")
@@ -193,7 +211,8 @@ def torchrun_options(cfg: DictConfig, count: int) -> list[str]:
         return [*options, "--standalone"]
     meeting, node_rank = asked.rendezvous, asked.node_rank
     if not meeting:  # one task of srun a machine
-        meeting, node_rank = f"{first_machine(os.environ)}:{port_of(os.environ)}", int(os.environ["SLURM_NODEID"])
+        meeting = f"{slurm.first_machine(os.environ)}:{slurm.port(os.environ)}"
+        node_rank = int(os.environ["SLURM_NODEID"])
     options += [f"--nnodes={asked.nodes}"]
     if node_rank is None:
         return [*options, "--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}", f"--rdzv-id={meeting}"]
@@ -219,7 +238,7 @@ def command_line(cfg: DictConfig) -> list[str]:
 @contextlib.contextmanager
 def as_rank(cfg: DictConfig) -> Iterator[None]:
     """Join the other ranks, if there are any; an error of this one is printed under its number."""
-    if not is_rank():
+    if not slurm.is_rank():
         one_device(cfg)
         yield
         return
@@ -238,6 +257,11 @@ def as_rank(cfg: DictConfig) -> Iterator[None]:
             print(f"rank {rank}:", end=" ", file=sys.stderr, flush=True)
         raise
     except Exception as error:
+        if lost := LOST.search(str(error)):
+            raise LaunchError(
+                f"rank {rank}: another rank is gone ({lost[0]}), and this one ends too. Its own words say "
+                "why; go on from the last checkpoint with the same command and resume=true"
+            ) from error
         if rank != "0":  # whose traceback is enough
             print(f"rank {rank} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         raise

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from preftune import checkpoints, lineage, models, report, runs, training
+from preftune import checkpoints, engine, lineage, models, report, runs, training
 from preftune.errors import UserError
 from preftune.interruption import Interruption
 from preftune.lineage import Artifact
@@ -113,6 +113,7 @@ def trained(progress: Progress, name: str, **changes) -> None:
     progress.model = model_at_hand(progress)  # what is trained is the reference too, never silently the base model
     cfg = stage_config(progress, name, **changes)
     folder = Path(cfg.output_dir)
+    checkpoints.wait_for_all()  # for the data that rank 0 may have written for it
     made_of = lineage.inputs(cfg, progress.model)
     if needed(folder, made_of):
         cfg.resume = runs.begun(folder)
@@ -122,6 +123,7 @@ def trained(progress: Progress, name: str, **changes) -> None:
         if not (folder / "summary.json").exists():
             loss = name if name != PREFERENCE else progress.choices.get("loss", PREFERENCE)
             training.stage(cfg, progress.choices | {"loss": loss})
+            engine.forget()
         elif runs.main_process():  # it was killed in its last moments
             runs.ended(folder)
             training.write_report(folder)

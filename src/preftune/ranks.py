@@ -11,13 +11,16 @@ import sys
 import threading
 import time
 
-from torch.distributed import run
+from torch.distributed import DistError, run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
 
 
 def main() -> None:
     """Run the ranks to their end, and exit with the code of the first that failed (128 + signal of a killed one)."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2):  # Slurm sends it to all processes, and it is meant for the first
+        signal.signal(number, signal.SIG_IGN)  # the ranks inherit that
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     logging.getLogger("torch").setLevel(logging.CRITICAL)  # its account of the same; the ranks speak for themselves
     arguments = run.parse_args(sys.argv[1:])
@@ -25,6 +28,12 @@ def main() -> None:
         run.run(arguments)
     except SignalException as error:
         sys.exit(128 + error.sigval)
+    except (RendezvousError, DistError) as error:
+        meeting = arguments.rdzv_endpoint or f"{arguments.master_addr}:{arguments.master_port}"
+        sys.exit(
+            f"the machines of this run have not met at {meeting}, or the one where they did has left "
+            f"({type(error).__name__}): start all of them, or see what that one says"
+        )
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         code = failure.exitcode

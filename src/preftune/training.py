@@ -189,6 +189,10 @@ def resumed_from(cfg: DictConfig, run: Path, trainer: Trainer) -> Path | None:
     if not cfg.resume:
         return None
     found = checkpoints.newest(run)
+    if found and trainer.is_deepspeed_enabled:  # its engine, which saves the model, is made by training alone
+        state = TrainerState.load_from_json(str(found / "trainer_state.json"))
+        if state.global_step >= state.max_steps:
+            found = checkpoints.newest(run, before=state.global_step)
     print(f"resume: {found.name if found else 'no whole checkpoint, from the beginning'}")
     if found:
         engine.require_readable(cfg, found, trainer.args.train_batch_size)
