@@ -22,7 +22,6 @@ from benchmarks import data, flops
 from preftune import fastpath
 from preftune.fastpath.reference_cache import reference_jobs, scored_example, without_kl
 
-TUNED = {"gradient_checkpointing": False}
 REFERENCE = {"precompute_ref_log_probs": True}
 
 
@@ -35,6 +34,7 @@ class Case:
     tuning: str = "lora"  # lora | full
     dtype: str = "bfloat16"  # what autocast multiplies in; the weights are float32
     source: str = "hh"  # hh | demo | synthetic-<prompt tokens>-<answer tokens>
+    checkpointing: bool = False  # of TRL tuned and preftune; TRL as it comes has it on, the limit never
     batch: int = 8
     max_length: int = 512  # at 1024 TRL tuned, without checkpointing, outgrows 24 GB on HH dialogues
     rows: int | None = None  # of the data; None: all
@@ -111,7 +111,8 @@ def build(case: Case, path: str, folder: str):
     trainer_class, config_class = trainer_classes(case.method)
     if path == "preftune":
         trainer_class = fastpath.trainer_class(trainer_class)
-    options = {} if path == "trl_default" else TUNED | (REFERENCE if case.method != "orpo" else {})
+    tuned = {"gradient_checkpointing": case.checkpointing} | (REFERENCE if case.method != "orpo" else {})
+    options = {} if path == "trl_default" else tuned
     trainer_class = type(
         trainer_class.__name__, (Staged, trainer_class), {"reference_cache": Path(folder) / "reference"}
     )

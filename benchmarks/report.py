@@ -6,7 +6,7 @@ The table goes between the two comments of docs/performance.md that name it; the
 import json
 from pathlib import Path
 
-from benchmarks.fastpath import CASES, GROWTH, PATHS, RESULTS
+from benchmarks.fastpath import BATCHES, CASES, GROWTH, PATHS, RESULTS
 
 DOCS = Path(__file__).parents[1] / "docs"
 MARKS = "<!-- table: python -m benchmarks.report -->", "<!-- end of table -->"
@@ -66,13 +66,13 @@ def plots(found: dict[str, dict]) -> dict[str, str]:
     """The plots that the results allow, by file name."""
     prefix = "dpo-lora-bf16"
     growth = {f"{p} + {a} tokens": f"{prefix}-{p}-{a}" for p, a in GROWTH}
-    sizes = {f"batch {size}": f"{prefix}-batch{size}" for size in (2, 4, 16)} | {"batch 8": prefix}
+    sizes = {f"batch {size}": f"{prefix}-demo-batch{size}" for size in BATCHES}
     losses = {name.upper(): f"{name}-lora-bf16" for name in ("dpo", "kto", "orpo")}
     chosen = {
         "time": ("Training step", losses, "seconds_per_pair"),
         "memory": ("Training step", losses, "peak_gb"),
         "lengths": ("Prompt and answer length", growth, "gflop_per_pair"),
-        "batch": ("Batch size", dict(sorted(sizes.items(), key=lambda item: int(item[0][6:]))), "gflop_per_pair"),
+        "batch": ("Batch size", sizes, "gflop_per_pair"),
     }
     drawn = {}
     for file, (title, cases, measure) in chosen.items():
