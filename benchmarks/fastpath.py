@@ -18,6 +18,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
@@ -91,19 +92,36 @@ def run(case: Case, steps: dict[str, int]) -> dict[str, dict]:
     with (RESULTS / "log.txt").open("w") as log, ExitStack() as stack:
         children = [stack.enter_context(Child(case, path, steps[path], log)) for path in PATHS]
         ready = {child.path: child.heard("ready") for child in children}
+        told = progress("built")
         for child in children:
             child.go()
             ready[child.path] |= child.heard("reference")
             child.step()  # the first step warms up
+        told(f"warm; {sum(child.left for child in children)} steps to time")
         while waiting := [child for child in children if child.left]:
             for child in waiting:
                 found = child.step()
                 child.left -= 1
                 child.seconds.append(found["seconds"])
                 child.peaks.append(found["peak"] - ready[child.path]["idle"])
+                told(f"{child.path} {found['seconds']:.1f} s, {child.left} left")
         for child in children:
             child.go()  # all count at once: nothing is timed any more
+        told("counting")
         return {child.path: summary(child, ready[child.path]) for child in children}
+
+
+def progress(first: str) -> Callable[[str], None]:
+    """Tell what is done, on stderr, with the seconds since the last word."""
+    last = [time.perf_counter()]
+
+    def tell(what: str) -> None:
+        now = time.perf_counter()
+        print(f"{time.strftime('%H:%M:%S')} +{now - last[0]:.0f} s: {what}", file=sys.stderr, flush=True)
+        last[0] = now
+
+    tell(first)
+    return tell
 
 
 def summary(child: Child, ready: dict) -> dict:
