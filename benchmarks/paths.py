@@ -188,6 +188,7 @@ def measure(case: Case, path: str, steps: int) -> None:
         say(reference=sample and sample[0])
         way.train(steps + 1)
         hear()
+        torch.set_num_threads(1)  # all paths count at once, and would wait for each other's threads
         step_cost, step_error = flops.fit(way.step, examples, trainer, way.packed)
         found = {"gflop": float(np.dot(plan.sum(axis=0), step_cost)) / 1e9, "fit_error": step_error}
         found["picked_gflop"] = [float(np.dot(plan[i], step_cost)) / 1e9 for i in picked]

@@ -4,7 +4,10 @@ from types import MethodType, SimpleNamespace
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from trl.trainer.utils import FusedCausalLMOutput
+
+PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
+CPU_TOKENS = 512  # scored at once off GPUs, where TRL's own tile of 4,096 takes up to 3.8 GB for a moment
 
 
 class Picked:
@@ -19,6 +22,16 @@ class Picked:
         self.base_model = lambda **_: SimpleNamespace(last_hidden_state=hidden[None])
 
 
-def score(fused: MethodType, model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor) -> ModelOutput:
-    """TRL's FusedCausalLMOutput of shape (1, N) for hidden states (N, hidden), each predicting its target (N,)."""
-    return fused.__func__(Picked(model, hidden), shift_labels=targets[None], fused_lm_head=True)
+def score(
+    fused: MethodType, model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor
+) -> FusedCausalLMOutput:
+    """TRL's output per token, of shape (1, N), for hidden states (N, hidden), each predicting its target (N,)."""
+    size = CPU_TOKENS if hidden.device.type == "cpu" else max(1, len(hidden))
+    parts = [
+        fused.__func__(Picked(model, some), shift_labels=wanted[None], fused_lm_head=True)
+        for some, wanted in zip(hidden.split(size), targets.split(size), strict=True)
+    ]
+    found = {name: [getattr(part, name) for part in parts] for name in PER_TOKEN}
+    return FusedCausalLMOutput(
+        **{name: None if each[0] is None else torch.cat(each, dim=1) for name, each in found.items()}
+    )

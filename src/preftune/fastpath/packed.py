@@ -16,10 +16,8 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from preftune.fastpath.applies import longest_row, packed_by_trl, run_backbone, why_not, why_not_batch
 from preftune.fastpath.attention import row_multiple
-from preftune.fastpath.head import score
+from preftune.fastpath.head import PER_TOKEN, score
 from preftune.fastpath.layout import IGNORED, Layout, lay_out
-
-PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
 
 def packed_output(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from preftune.fastpath.head import CPU_TOKENS
 from preftune.plan import layers, sizes
 from preftune.plan.rows import Batch
 
@@ -43,6 +44,7 @@ class Run:
     kbit_prepared: bool  # by PEFT, for ORPO and CPO: what is not quantized is trained in float32
     full_logits: bool
     everywhere: bool  # the head scores all positions, whatever the labels
+    packed: bool
     on_gpu: bool
     layers: int
     sharding: str = "none"
@@ -155,7 +157,8 @@ def head(run: Run, batch: Batch, width: int, full: bool, learning: bool = True) 
     if run.full_logits and learning:
         return batch.tokens * words * (compute + FULL_LOGITS * 4) + (run.size.head * 4 if full else 0)
     scored = batch.tokens if run.everywhere else batch.scored
-    tokens, columns = min(scored, TILE_TOKENS), min(words, TILE_WORDS)
+    most = CPU_TOKENS if run.packed and not run.on_gpu else TILE_TOKENS
+    tokens, columns = min(scored, most), min(words, TILE_WORDS)
     tile = tokens * columns
     if run.on_gpu:
         temporary = 0

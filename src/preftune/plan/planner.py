@@ -150,6 +150,7 @@ class Planner:
             kbit_prepared=self.bare() and sizes.bits(self.cfg.lora) > 0,
             full_logits=self.bare() and not self.packed,
             everywhere=self.everywhere(),
+            packed=self.packed,
             on_gpu=self.on_gpu,
             layers=self.config.num_hidden_layers,
             sharding=self.sharding,
