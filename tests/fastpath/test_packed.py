@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaModel, MixtralConfig
 from trl import DPOConfig, DPOTrainer
 
+from preftune.fastpath import head
+
 LORA = LoraConfig(r=4, lora_alpha=64, target_modules=["q_proj", "v_proj", "up_proj"], init_lora_weights=False)
 VARIANTS = {
     "sigmoid": {},
@@ -42,6 +44,12 @@ def test_loss_metrics_and_gradients_equal_trl(family, trainers, pairs):
 def test_every_variant_of_the_loss_equals_trl(variant, trainers, pairs):
     models = {"model": tiny_model("llama"), "ref_model": tiny_model("llama", seed=1)}
     assert_same(*trainers(DPOTrainer, DPOConfig, rows=pairs, **models, **VARIANTS[variant]))
+
+
+def test_scoring_a_few_tokens_at_a_time_equals_trl(trainers, pairs, monkeypatch):
+    monkeypatch.setattr(head, "CPU_TOKENS", 7)
+    models = {"model": tiny_model("gemma2"), "ref_model": tiny_model("gemma2", seed=1)}
+    assert_same(*trainers(DPOTrainer, DPOConfig, rows=pairs, **models))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
