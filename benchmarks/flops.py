@@ -14,9 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from preftune.fastpath.layout import IGNORED, lay_out
 
-# PyTorch counts the attention kernels of GPUs alone; these are its own formulas for them
+# PyTorch counts the attention kernels of GPUs alone, and no product that is added in place, as the backward of TRL's
+# head on CPU is; these are its own formulas for them
 ATEN = torch.ops.aten
-CPU_ATTENTION = {
+UNCOUNTED = {
+    ATEN.addmm_: lambda added, left, right, **_: 2 * left[0] * left[1] * right[1],
     ATEN._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
     ATEN._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: sdpa_backward_flop_count(
         *shapes[:4]
@@ -99,7 +101,7 @@ def no_reference(inputs: dict) -> dict:
 
 
 def count(run: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
         run()
     return counter.get_total_flops()
 

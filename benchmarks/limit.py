@@ -37,6 +37,9 @@ class Limit:
                 if loss.requires_grad:
                     loss.backward()
 
+    def prepare(self) -> None:
+        """It is ready."""
+
     def step(self, inputs: dict) -> None:
         self.model.train()
         self.run(inputs, learn=True)

@@ -164,8 +164,8 @@ def reference_batches(trainer, path: str) -> list[dict]:
     return [collate(trainer, list(range(i, min(i + size, len(rows))))) for i in range(0, len(rows), size)]
 
 
-def measure(case: Case, path: str, steps: int) -> None:
-    """Build, plan, step in turn, count; every finding is said."""
+def measure(case: Case, path: str, steps: int, timed: bool = True) -> None:
+    """Build, plan, step in turn, count; every finding is said. Not `timed`: what would be stepped is counted alone."""
     from benchmarks import limit
 
     with tempfile.TemporaryDirectory() as folder:
@@ -175,7 +175,7 @@ def measure(case: Case, path: str, steps: int) -> None:
         plan = np.array([flops.features(trainer, collate(trainer, rows), way.packed) for rows in batches])
         picked = spread(plan[:, 0], steps)
         warm = int(np.argmin(plan[:, 0]))
-        reference = reference_batches(trainer, path)
+        reference = reference_batches(trainer, path) if timed else []
         later = [flops.features(trainer, inputs, way.packed) for inputs in reference]
         examples = data.calibration(trainer, plan.shape[1] + 1)
         reset_peak()
@@ -184,10 +184,13 @@ def measure(case: Case, path: str, steps: int) -> None:
         trainer.train_dataset = trainer.train_dataset.select([row for i in [warm, *picked] for row in batches[i]])
         say(ready=True, idle=idle, pairs=pairs, all_pairs=all_pairs)
         hear()
-        sample = way.reference() if reference else None
-        say(reference=sample and sample[0])
-        way.train(steps + 1)
-        hear()
+        if timed:
+            sample = way.reference() if reference else None
+            say(reference=sample and sample[0])
+            way.train(steps + 1)
+            hear()
+        else:
+            way.prepare()
         torch.set_num_threads(1)  # all paths count at once, and would wait for each other's threads
         step_cost, step_error = flops.fit(way.step, examples, trainer, way.packed)
         found = {"gflop": float(np.dot(plan.sum(axis=0), step_cost)) / 1e9, "fit_error": step_error}
@@ -224,6 +227,14 @@ class Way:
         self.trainer.train()
         self.trainer.optimizer.zero_grad()
 
+    def prepare(self) -> None:
+        """Make the trainer ready for steps by hand, without training."""
+        trainer, args = self.trainer, self.trainer.args
+        trainer.current_gradient_accumulation_steps = 1
+        if args.gradient_checkpointing:
+            trainer.model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
+        trainer.model.train()
+
     def step(self, inputs: dict) -> None:
         trainer = self.trainer
         if getattr(trainer, "precompute_ref_logps", False):
@@ -241,4 +252,4 @@ class Way:
 
 
 if __name__ == "__main__":
-    measure(Case(**json.loads(sys.argv[1])), sys.argv[2], int(sys.argv[3]))
+    measure(Case(**json.loads(sys.argv[1])), sys.argv[2], int(sys.argv[3]), timed=sys.argv[4] == "timed")
