@@ -27,6 +27,11 @@ def results() -> dict[str, dict]:
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
 
 
+def number(value: float) -> str:
+    """Three digits, or all of a large number's."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def table(found: dict[str, dict]) -> str:
     """A line a case and measure: every path's number, and how many times preftune's TRL's two are."""
     heads = ["case", "", *NAMES.values(), "TRL ÷ preftune", "tuned ÷ preftune", "preftune ÷ limit"]
@@ -37,7 +42,7 @@ def table(found: dict[str, dict]) -> str:
             default, tuned, ours, limit = values
             ratios = [f"{default / ours:.2f}", f"{tuned / ours:.2f}", f"{ours / limit:.2f}"]
             first = name if measure == "seconds_per_pair" else ""
-            lines.append(f"| {' | '.join([first, words, *(f'{value:.3g}' for value in values), *ratios])} |")
+            lines.append(f"| {' | '.join([first, words, *map(number, values), *ratios])} |")
     return "\n".join(lines)
 
 
@@ -54,7 +59,7 @@ def bars(title: str, groups: dict[str, dict[str, float]], unit: str) -> str:
             parts.append(
                 f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{height - 3}" fill="{COLOURS[path]}"/>'
             )
-            parts.append(f'<text x="{left + length + 6:.1f}" y="{y + 12}">{value:.3g} {NAMES[path]}</text>')
+            parts.append(f'<text x="{left + length + 6:.1f}" y="{y + 12}">{number(value)} {NAMES[path]}</text>')
             y += height
         y += gap
     style = 'font-family="sans-serif" font-size="12" fill="#374151"'
@@ -67,7 +72,13 @@ def plots(found: dict[str, dict]) -> dict[str, str]:
     prefix = "dpo-lora-bf16"
     growth = {f"{p} + {a} tokens": f"{prefix}-{p}-{a}" for p, a in GROWTH}
     sizes = {f"batch {size}": f"{prefix}-demo-batch{size}" for size in BATCHES}
-    losses = {name.upper(): f"{name}-lora-bf16" for name in ("dpo", "kto", "orpo")}
+    losses = {
+        "DPO": "quick",
+        "KTO": "kto-lora-bf16",
+        "ORPO, rows to 384": "orpo-lora-bf16",
+        "DPO, checkpointing": f"{prefix}-checkpointing",
+        "DPO, full, rows to 256": "dpo-full-bf16",
+    }
     chosen = {
         "time": ("Training step", losses, "seconds_per_pair"),
         "memory": ("Training step", losses, "peak_gb"),
