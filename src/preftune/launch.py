@@ -75,9 +75,10 @@ def plainly(cfg: DictConfig) -> Iterator[None]:
 
 
 def processes(cfg: DictConfig) -> int:
-    """How many processes a machine is asked for: nproc, or one a visible GPU."""
-    asked = cfg.hardware
-    return cfg.nproc or (1 if asked.use_cpu else max(1, len(hardware.nvidia() or hardware.rocm())))
+    """How many processes a machine is asked for: nproc; without it one, and with an engine one a visible GPU."""
+    if cfg.nproc or not cfg.hardware.engine or cfg.hardware.use_cpu:
+        return cfg.nproc or 1
+    return max(1, len(hardware.nvidia() or hardware.rocm()))
 
 
 def require_possible(cfg: DictConfig) -> None:
@@ -150,7 +151,7 @@ def processes_asked(cfg: DictConfig) -> int:
 
 def start(cfg: DictConfig, recipe: str) -> None:
     """Start this machine's ranks, wait, and end as they do: raises SystemExit with the first failing one's code."""
-    count = processes(cfg) if cfg.hardware.engine or cfg.nproc else 1
+    count = processes(cfg)
     environ = dict(os.environ)
     environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
     if (total := count * cfg.hardware.nodes) > 1:

@@ -81,7 +81,7 @@ def devices(cfg: DictConfig) -> int:
         )
     if asked.engine and cfg.machine and not cfg.nproc:
         raise PlanError(f"machine={cfg.machine}: say how many processes it is to have, nproc=8")
-    return (launch.processes(cfg) if asked.engine or cfg.nproc else 1) * asked.nodes
+    return launch.processes(cfg) * asked.nodes
 
 
 def on_disk(model: DictConfig) -> bool:
