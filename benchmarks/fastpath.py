@@ -26,21 +26,22 @@ from pathlib import Path
 
 from benchmarks.data import HH
 from benchmarks.paths import Case
+from preftune.checks import SELECTIVE
 from preftune.hardware import cpu_has_bf16
 
 PATHS = ("trl_default", "trl_tuned", "preftune", "limit")
 STEPS = {"trl_default": 3, "trl_tuned": 4, "preftune": 8, "limit": 6}
 QUICK_STEPS = {"trl_default": 1, "trl_tuned": 2, "preftune": 4, "limit": 3}
-QUICK = Case(dtype="bfloat16" if cpu_has_bf16() else "float32")
+QUICK = Case(dtype="bfloat16" if cpu_has_bf16() else "float32", checkpointing=SELECTIVE)  # as conf/hardware/cpu.yaml
 BATCHES = (2, 4, 8, 16)
 GROWTH = [(64, 64), (256, 64), (768, 64), (256, 16), (256, 256)]  # prompt and answer tokens
 CASES = {  # shorter where TRL tuned, four processes beside each other, would outgrow 24 GB
-    "dpo-lora-bf16": Case(),
-    "kto-lora-bf16": Case("kto"),
-    "orpo-lora-bf16": Case("orpo", max_length=384),
+    "dpo-lora-bf16": Case(checkpointing=SELECTIVE),
+    "kto-lora-bf16": Case("kto", checkpointing=SELECTIVE),
+    "orpo-lora-bf16": Case("orpo", max_length=384, checkpointing=SELECTIVE),
     "dpo-lora-bf16-checkpointing": Case(checkpointing=True),
     "dpo-lora-fp32": Case(dtype="float32", max_length=384),
-    "dpo-full-bf16": Case(tuning="full", max_length=256),
+    "dpo-full-bf16": Case(tuning="full", max_length=256, checkpointing=SELECTIVE),
     "dpo-lora-bf16-gpt2": Case(model="gpt2"),
     **{f"dpo-lora-bf16-demo-batch{size}": Case(source="demo", batch=size) for size in BATCHES},
     **{

@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 
 from benchmarks import data, flops
 from preftune import fastpath
+from preftune.checks import SELECTIVE
 from preftune.fastpath.reference_cache import reference_jobs, scored_example, without_kl
 
 REFERENCE = {"precompute_ref_log_probs": True}
@@ -34,7 +35,7 @@ class Case:
     tuning: str = "lora"  # lora | full
     dtype: str = "bfloat16"  # what autocast multiplies in; the weights are float32
     source: str = "hh"  # hh | demo | synthetic-<prompt tokens>-<answer tokens>
-    checkpointing: bool = False  # of TRL tuned and preftune; TRL as it comes has it on, the limit never
+    checkpointing: bool | str = False  # of preftune, and of TRL tuned where true; TRL as it comes has it on
     batch: int = 8
     max_length: int = 512  # at 1024 TRL tuned, without checkpointing, outgrows 24 GB on HH dialogues
     rows: int | None = None  # of the data; None: all
@@ -111,7 +112,8 @@ def build(case: Case, path: str, folder: str):
     trainer_class, config_class = trainer_classes(case.method)
     if path == "preftune":
         trainer_class = fastpath.trainer_class(trainer_class)
-    tuned = {"gradient_checkpointing": case.checkpointing} | (REFERENCE if case.method != "orpo" else {})
+    recomputed = case.checkpointing is True or (path == "preftune" and bool(case.checkpointing))
+    tuned = {"gradient_checkpointing": recomputed} | (REFERENCE if case.method != "orpo" else {})
     options = {} if path == "trl_default" else tuned
     trainer_class = type(
         trainer_class.__name__, (Staged, trainer_class), {"reference_cache": Path(folder) / "reference"}
@@ -132,7 +134,12 @@ def build(case: Case, path: str, folder: str):
         **options,
     )
     model, tokenizer, peft = data.model_of(case)
-    return trainer_class(model, args=args, train_dataset=data.pairs(case), processing_class=tokenizer, peft_config=peft)
+    trainer = trainer_class(
+        model, args=args, train_dataset=data.pairs(case), processing_class=tokenizer, peft_config=peft
+    )
+    if path == "preftune" and case.checkpointing == SELECTIVE:
+        fastpath.keep_products(trainer.model)
+    return trainer
 
 
 def planned(trainer) -> list[list[int]]:

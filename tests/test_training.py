@@ -44,6 +44,22 @@ def test_every_kind_of_adapter_trains(composed, lora, recipe):
         assert any(weight.abs().max() > 0 for name, weight in weights.items() if "lora_B" in name)
 
 
+def test_checkpointing_changes_no_number(composed, tmp_path):
+    found = []
+    for given in ("false", "selective", "true"):
+        run = tmp_path / given
+        cfg = composed("dpo", f"hardware.gradient_checkpointing={given}", "hardware.bf16=false", f"output_dir={run}")
+        trainer = build_trainer(cfg)
+        layer = trainer.model.get_base_model().model.layers[0]
+        trainer.train()
+        kept = layer._gradient_checkpointing_func.keywords if given != "false" else {}
+        assert layer.gradient_checkpointing == (given != "false") and ("context_fn" in kept) == (given == "selective")
+        found.append([row for row in trainer.state.log_history if "loss" in row])
+    for name in ("loss", "grad_norm", "rewards/margins", "logps/chosen"):
+        none, selective, full = ([row[name] for row in rows] for rows in found)
+        assert selective == pytest.approx(none, rel=1e-5) and full == pytest.approx(none, rel=1e-5)
+
+
 def test_a_run_directory_says_what_made_it(composed):
     cfg = composed("dpo")
     train(cfg, {"model": "tiny", "data": "file", "loss": "dpo"})

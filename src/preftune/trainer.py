@@ -27,6 +27,8 @@ def trainer_arguments(cfg: DictConfig) -> dict:
         if twice := merged.keys() & given.keys():
             raise ValueError(f"{', '.join(sorted(twice))}: given in {group} and in another group of trainer arguments")
         merged |= given
+    if merged.get("gradient_checkpointing") == checks.SELECTIVE:  # TRL knows true and false; build_trainer sees to it
+        merged["gradient_checkpointing"] = True
     return merged | {"gradient_accumulation_steps": accumulation(cfg, runs.world_size())}
 
 
@@ -71,6 +73,8 @@ def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer=None) -> 
     )
     engine.require(cfg, trainer.accelerator)
     engine.release(trainer)
+    if cfg.hardware.get("gradient_checkpointing") == checks.SELECTIVE:
+        fastpath.keep_products(trainer.model)
     trainer.starts_as_reference = cfg.model.reference is None
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

@@ -57,7 +57,26 @@ def test_what_the_project_ships_has_no_problem(recipe, override):
         (["loss.padding_free=true"], "loss.padding_free", "takes it and ignores it"),
         (["hardware=gpu", "hardware.fp16=true"], "hardware.fp16", "excludes hardware.bf16; for float16 write"),
         ([*CPU, "hardware.fp16=true"], "hardware.fp16", "does not work on CPU"),
-        (["hardware.activation_checkpointing=true"], "hardware.activation_checkpointing", "its older name, is false"),
+        (
+            ["hardware.activation_checkpointing=true"],
+            "hardware.activation_checkpointing",
+            "its older name, is selective",
+        ),
+        (
+            ["hardware.gradient_checkpointing=partial"],
+            "hardware.gradient_checkpointing",
+            "no such value 'partial' (true or false or selective)",
+        ),
+        (
+            ["+hardware.gradient_checkpointing_kwargs={use_reentrant:true}"],
+            "hardware.gradient_checkpointing",
+            "does not go with use_reentrant: true",
+        ),
+        (
+            ["hardware=zero3", "hardware.gradient_checkpointing=selective"],
+            "hardware.gradient_checkpointing",
+            "under ZeRO-3; write true",
+        ),
         (["loss.sync_ref_model=true", "lora=none"], "loss.sync_ref_model", "write loss.precompute_ref_log_probs=false"),
         (
             ["loss.sync_ref_model=true", "loss.precompute_ref_log_probs=false"],

@@ -9,8 +9,10 @@ def batch_of(trainer) -> dict:
 
 
 def outcome(trainer, batch: dict) -> tuple[torch.Tensor, dict, dict]:
-    """Loss, logged metrics and gradients of one batch."""
+    """Loss, logged metrics and gradients of one batch, with checkpointing where the trainer's arguments ask for it."""
     trainer.model.train()
+    if trainer.args.gradient_checkpointing:  # Trainer turns it on when it starts to train
+        trainer.model.activation_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
     loss = trainer.compute_loss(trainer.model, dict(batch))
     loss.backward()
     kept = trainer._metrics["train"] if hasattr(trainer, "_metrics") else trainer._stored_metrics["train"]

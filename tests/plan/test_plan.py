@@ -109,6 +109,7 @@ def test_checkpointing_packing_and_smaller_batches_save_memory(composed):
     base = ["hardware=gpu", "model=mistral7b", "lora=lora", "data=ultrafeedback", "hardware.memory_gb=80"]
     total = plan.plan(composed("dpo", *base)).memory_gb["total"]
     for change in (
+        "hardware.gradient_checkpointing=selective",
         "hardware.gradient_checkpointing=true",
         "hardware.per_device_train_batch_size=1",
         "train.max_length=512",

@@ -8,6 +8,6 @@ from preftune import hardware, resolvers  # noqa: F401  (their resolvers must st
 from preftune.checks.command_line import command_line
 from preftune.checks.config import ConfigError, check, require
 from preftune.checks.problems import Problem, render
-from preftune.checks.stages import RESERVED
+from preftune.checks.stages import RESERVED, SELECTIVE
 
-__all__ = ["RESERVED", "ConfigError", "Problem", "check", "command_line", "render", "require"]
+__all__ = ["RESERVED", "SELECTIVE", "ConfigError", "Problem", "check", "command_line", "render", "require"]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from preftune.checks.problems import Problem
 from preftune.checks.ranges import adapter_numbers, label_smoothing, numbers
-from preftune.checks.stages import Faulty, Stage, node
+from preftune.checks.stages import SELECTIVE, Faulty, Stage, node
 from preftune.checks.values import written
 
 
@@ -65,6 +65,11 @@ def checkpointing(stage: Stage) -> Iterator[Problem]:
             f"is {written(new)} and {stage.key('gradient_checkpointing')}, its older name, is {written(old)}; give one"
         )
         yield stage.problem("activation_checkpointing", text)
+    reentrant = (stage["gradient_checkpointing_kwargs"] or {}).get("use_reentrant")
+    if old == SELECTIVE and reentrant:
+        yield stage.problem("gradient_checkpointing", "does not go with use_reentrant: true; leave one of them out")
+    if old == SELECTIVE and stage.section("hardware").get("engine") == "zero3" and stage.section("lora"):
+        yield stage.problem("gradient_checkpointing", "TRL needs reentrant ones for adapters under ZeRO-3; write true")
 
 
 def moving_reference(stage: Stage) -> Iterator[Problem]:

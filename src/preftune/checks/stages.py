@@ -1,7 +1,8 @@
 """Which groups feed which trainer: the sections of a config, the class that each is checked against, the arguments."""
 
+import ast
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from preftune.checks.fields import UNREAD, Field, fields
 from preftune.checks.problems import Problem, closest
@@ -13,6 +14,8 @@ RESERVED = {
     "hardware": ("memory_gb", "tflops", "engine", "nproc", "nodes", "node_rank", "rendezvous"),
     "lora": ("quantization",),
 }
+SELECTIVE = "selective"
+WIDER = {"gradient_checkpointing": f"bool | Literal[{SELECTIVE!r}]"}  # arguments that take more here than with TRL
 ADAPTERS = {"lora": "peft.LoraConfig", "lora.quantization": "transformers.BitsAndBytesConfig"}
 
 
@@ -89,13 +92,20 @@ def config_class(trainer: str) -> str:
     return f"{trainer.removesuffix('Trainer')}Config"
 
 
+def arguments(trainer: str) -> dict[str, Field]:
+    """What a trainer's config class takes, and what preftune takes beside. Raises LookupError: no such class."""
+    found = fields(config_class(trainer))
+    wider = {name: ast.parse(wanted, mode="eval").body for name, wanted in WIDER.items() if name in found}
+    return found | {name: replace(found[name], annotation=annotation) for name, annotation in wider.items()}
+
+
 def read(config: dict, choices: dict[str, str]) -> tuple[list[Stage], list[Problem]]:
     """The stages of a config, without arguments yet; `choices` are the trainers that files of conf/loss name."""
     stages, problems = [], []
     for prefix in prefixes(config):
         trainer = node(config, f"{prefix}loss")["trainer"]
         try:
-            stages.append(Stage(prefix, trainer, fields(config_class(str(trainer))), config))
+            stages.append(Stage(prefix, trainer, arguments(str(trainer)), config))
         except LookupError:
             near = closest(str(trainer), set(choices.values()))
             hint = f"; did you mean {near}?" if near else ""

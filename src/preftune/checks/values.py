@@ -74,7 +74,7 @@ class Wants:
         )
         said = [self._list() if kind == "list" else SAID[kind] for kind in SAID if kind in kinds]
         if self.words:
-            said.append(f"one of {', '.join(self.words)}")
+            said.append(f"one of {', '.join(self.words)}" if len(self.words) > 1 else self.words[0])
         return " or ".join(said) or "null"
 
     def _list(self) -> str:
@@ -110,7 +110,7 @@ def complaint(wants: Wants, key: str, value: object, default: object) -> Problem
     strange = next((word for word in words if isinstance(word, str) and word not in listed), None)
     if listed and strange is not None and not isinstance(value, dict):
         near = closest(strange, listed)
-        full = f" (one of {', '.join(listed)})" if len(listed) <= 16 or not near else ""
+        full = f" ({wants if wants.words else wants.items})" if len(listed) <= 16 or not near else ""
         return Problem(key, f"no such value {strange!r}{f'; did you mean {near}?' if near else ''}{full}")
     given = repr(value) if isinstance(value, str) else written(value)
     example = wants.example(value, BETTER_EXAMPLES.get(key, default))

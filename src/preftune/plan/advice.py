@@ -7,6 +7,7 @@ from importlib import resources
 
 from omegaconf import DictConfig, OmegaConf
 
+from preftune.checks import SELECTIVE
 from preftune.plan import rows, sizes
 from preftune.plan.planner import GB, Plan, Planner, device_memory, limit
 from preftune.plan.sizes import PlanError
@@ -41,6 +42,8 @@ def gentle(cfg: DictConfig, planner: Planner) -> Iterator[list[str]]:
     if planner.reference() == "copy":
         yield ["loss.precompute_ref_log_probs=true"]
     if not planner.checkpointing:
+        yield [f"hardware.gradient_checkpointing={SELECTIVE}"]
+    if planner.checkpointing is not True:
         yield ["hardware.gradient_checkpointing=true"]
     rows, steps = cfg.hardware.per_device_train_batch_size, cfg.hardware.gradient_accumulation_steps
     least = 2 if cfg.loss.view == "unpaired" else 1  # KTO's KL term is a mean over the batch

@@ -19,6 +19,9 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from preftune.checks import SELECTIVE
+from preftune.fastpath.checkpointing import keep_products
+
 FUSED = "preftune_plan"  # the attention that stands for all fused kernels
 MASKED = ("sdpa", "eager")  # those that take a dense mask
 
@@ -34,6 +37,7 @@ class Setting:
     attention: str
     adapter: tuple | None  # LoraConfig's keywords as sorted pairs
     four_bit: bool
+    checkpointing: bool | str = False  # true, false or selective
     reference_tokens: int = 0
     dropout: bool = False
 
@@ -43,8 +47,8 @@ class Footprint:
     """Bytes that the layers hold for one forward and backward.
 
     `first` is kept for the backward by the ends of the backbone and its first layer, `layer` by each further one,
-    `handed` is what a layer gives to the next (all that checkpointing keeps of it), `working` what a layer's own
-    forward and backward take beside that for a moment, `scoring` what a forward without gradients takes.
+    `handed` is what a layer gives to the next, `working` what a layer's own forward and backward take beside that for a
+    moment, with what checkpointing computes again, `scoring` what a forward without gradients takes.
     """
 
     first: int
@@ -67,20 +71,30 @@ class FourBit(torch.autograd.Function):
         return gradient @ ctx.weight.to(gradient.dtype, copy=True), None
 
 
-class FusedAttention(torch.autograd.Function):
-    """What a fused kernel keeps: its inputs, its output, log-sum-exp and mask. What it computes is of no account."""
+@torch.library.custom_op("preftune::fused_attention", mutates_args=())
+def fused_kernel(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A fused kernel, which keeps its inputs, its output, log-sum-exp and mask. What it computes is of no account."""
+    raise NotImplementedError
 
-    @staticmethod
-    def forward(ctx, query, key, value, mask):
-        rows, heads, columns, _ = query.shape
-        out = query.new_empty(rows, columns, heads, value.shape[3]).transpose(1, 2)
-        ctx.save_for_backward(query, key, value, mask, out, query.new_empty(query.shape[:3], dtype=torch.float32))
-        return out
 
-    @staticmethod
-    def backward(ctx, gradient):
-        query, key, value, *_ = ctx.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
+@fused_kernel.register_fake
+def _(query, key, value, mask):
+    rows, heads, columns, _ = query.shape
+    out = query.new_empty(rows, columns, heads, value.shape[3]).transpose(1, 2)
+    return out, query.new_empty(query.shape[:3], dtype=torch.float32)
+
+
+def _keep(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs, *output)
+
+
+def _gradients(ctx, gradient, _):
+    return *(torch.empty_like(x) for x in ctx.saved_tensors[:3]), None
+
+
+fused_kernel.register_autograd(_gradients, setup_context=_keep)
 
 
 def fused_attention(module, query, key, value, attention_mask=None, **_):
@@ -91,7 +105,7 @@ def fused_attention(module, query, key, value, attention_mask=None, **_):
         heads = (-1, -1, query.shape[1] // key.shape[1], -1, -1)
         key, value = (x[:, :, None].expand(heads).reshape(*query.shape[:2], *x.shape[2:]) for x in (key, value))
         attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype)
-    return FusedAttention.apply(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
+    return fused_kernel(query, key, value, attention_mask)[0].transpose(1, 2).contiguous(), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(FUSED, fused_attention)
@@ -170,6 +184,10 @@ def _run(config: PreTrainedConfig, setting: Setting) -> tuple[int, int, int, int
         base.get_input_embeddings().weight.requires_grad_(False)
         base.get_input_embeddings().register_forward_hook(lambda module, inputs, out: out.requires_grad_())
         model.train()
+        if setting.checkpointing == SELECTIVE:
+            keep_products(model)
+        if setting.checkpointing:
+            model.gradient_checkpointing_enable()
 
         def forward(rows: int, columns: int):
             mask = _mask(rows, columns, config, setting) if dense else None

@@ -36,7 +36,6 @@ class Run:
     autocast: str | None
     optim: str
     four_bit: bool
-    checkpointing: bool
     accumulation: int
     reference: str  # none | cached | adapter off | copy
     reference_tokens: int
@@ -105,9 +104,6 @@ def estimate(run: Run, feet: layers.Footprint, batch: Batch, width: int) -> Memo
     full = not run.size.adapter
     still = standing(run, full)
     kept = feet.first + (run.layers - 1) * feet.layer
-    if run.checkpointing:
-        kept = run.layers * feet.handed + max(feet.first - feet.layer, 0)
-    again = feet.layer if run.checkpointing else 0
     mask = batch.tokens * batch.columns
     hidden = feet.handed
     entering = still.gradients if run.accumulation > 1 else 0.0
@@ -119,7 +115,7 @@ def estimate(run: Run, feet: layers.Footprint, batch: Batch, width: int) -> Memo
         replace(
             still,
             moment="last layer",
-            activations=kept + again + feet.working + mask + 2 * hidden,
+            activations=kept + feet.working + mask + 2 * hidden,
             gradients=max(entering, min(at_head, still.gradients)),
         ),
         replace(still, moment="first layer", activations=feet.first + feet.working + mask),

@@ -64,7 +64,7 @@ class Planner:
         self.packed = self._packs()
         settings = {**asdict_of(cfg.loss), **asdict_of(cfg.hardware), **asdict_of(cfg.train)}
         self.settings = settings
-        self.checkpointing = bool(settings.get("gradient_checkpointing", True))  # TRL's default
+        self.checkpointing = settings.get("gradient_checkpointing", True)  # TRL's default
 
     def argument(self, name: str):
         """A trainer's argument as the config has it, else TRL's default."""
@@ -120,6 +120,7 @@ class Planner:
             attention=model.attn_implementation,
             adapter=self.adapter,
             four_bit=sizes.bits(self.cfg.lora) == 4,
+            checkpointing=self.checkpointing,
             reference_tokens=self.reference_tokens(batch) if self.reference() == "cached" else 0,
             dropout="disable_dropout" not in self.takes or not self.argument("disable_dropout"),
         )
@@ -142,7 +143,6 @@ class Planner:
             autocast=setting.autocast,
             optim=str(self.argument("optim")),
             four_bit=setting.four_bit,
-            checkpointing=self.checkpointing,
             accumulation=global_batch.accumulation(self.cfg, self.world_size),
             reference=self.reference(),
             reference_tokens=setting.reference_tokens,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
 
+from preftune.checks import SELECTIVE
 from preftune.plan.rows import Batch
 from preftune.plan.sizes import Sizes
 
@@ -29,16 +30,18 @@ def forward(config: PreTrainedConfig, size: Sizes, batch: Batch) -> tuple[float,
     return 2.0 * batch.tokens * size.matrices, attention, 2.0 * batch.scored * size.head
 
 
-def training(config: PreTrainedConfig, size: Sizes, batch: Batch, checkpointing: bool) -> float:
+def training(config: PreTrainedConfig, size: Sizes, batch: Batch, checkpointing: bool | str) -> float:
     """FLOP of a forward and backward over one batch.
 
     A backward computes the gradients of hidden states (as much as the forward) and of what is trained; attention's is
-    2.5 forwards, and TRL's head computes its logits once more. Checkpointing runs the layers once more.
+    2.5 forwards, and TRL's head computes its logits once more. Checkpointing runs the layers once more, selective
+    checkpointing an adapter's second products.
     """
     matrices, attention, head = forward(config, size, batch)
     full = not size.adapter
     layers = matrices * (3 if full else 2) + attention * 3.5 + 6.0 * batch.tokens * size.adapter
-    return layers + (matrices + attention if checkpointing else 0) + head * (4 if full else 3)
+    again = {False: 0, SELECTIVE: batch.tokens * size.adapter}.get(checkpointing, matrices + attention)
+    return layers + again + head * (4 if full else 3)
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Mean:
     forward: float
 
 
-def mean(config: PreTrainedConfig, size: Sizes, batches: list[Batch], checkpointing: bool) -> Mean:
+def mean(config: PreTrainedConfig, size: Sizes, batches: list[Batch], checkpointing: bool | str) -> Mean:
     """What a batch takes on average."""
     tokens = sum(batch.tokens for batch in batches)
     return Mean(

@@ -1,0 +1,48 @@
+"""Selective gradient checkpointing: what is costly to compute is kept for the backward, what is cheap is recomputed.
+
+Plain checkpointing keeps a layer's input and runs the layer again in the backward. Most of what a layer would keep
+otherwise comes of cheap work: norms, activation functions, rotary embeddings, casts, LoRA's second product. Recomputed
+alone they cost about a percent (Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer
+Models"; here the choice is the other way round, since fused attention keeps no square: all products are kept).
+"""
+
+from functools import partial
+
+import torch
+from peft import PeftModel
+from torch.utils.checkpoint import CheckpointPolicy, SelectiveCheckpointContext, create_selective_checkpoint_contexts
+from transformers import PreTrainedModel
+
+PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+NARROW = 256  # a product over no more than this is cheap for what it gives: LoRA's second
+
+
+def policy(context: SelectiveCheckpointContext, op, *args, **kwargs) -> CheckpointPolicy:
+    """Keep products of matrices and fused attention, recompute the rest."""
+    if op in PRODUCTS:
+        costly = args[-1].shape[0] > NARROW
+    else:
+        costly = isinstance(op, torch._ops.OpOverload) and "attention" in op.name() and not drops(op, args, kwargs)
+    return CheckpointPolicy.MUST_SAVE if costly else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def drops(op: torch._ops.OpOverload, args: tuple, kwargs: dict) -> bool:
+    """Whether an attention draws random numbers: were its result kept, what draws after it would draw others."""
+    named = dict(zip((argument.name for argument in op._schema.arguments), args, strict=False)) | kwargs
+    return named.get("dropout_p", 0.0) > 0
+
+
+def keep_products(model: PreTrainedModel | PeftModel) -> None:
+    """Make `model`'s gradient checkpointing, whenever it is turned on, a selective one.
+
+    The model's method is wrapped as TRL's SFTTrainer wraps it for its own selection (attention alone): a function among
+    the trainer's arguments could not be written to JSON.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    enable, contexts = base.gradient_checkpointing_enable, partial(create_selective_checkpoint_contexts, policy)
+
+    def gradient_checkpointing_enable(gradient_checkpointing_kwargs: dict | None = None, **kwargs):
+        given = dict(gradient_checkpointing_kwargs or {}) | {"use_reentrant": False, "context_fn": contexts}
+        return enable(gradient_checkpointing_kwargs=given, **kwargs)
+
+    base.gradient_checkpointing_enable = gradient_checkpointing_enable
