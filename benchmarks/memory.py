@@ -25,20 +25,22 @@ GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072"}  # each larger tensor mapped by
 BIG, GPT2, TINY = "model=smollm2", "model=path", "model=tiny"
 BATCH_2, BATCH_4 = "hardware.per_device_train_batch_size=2", "hardware.per_device_train_batch_size=4"
 FLOAT32, CHECKPOINTED = "hardware.bf16=false", "hardware.gradient_checkpointing=true"
+NOT_CHECKPOINTED = "hardware.gradient_checkpointing=false"  # else it is selective
 ONLINE, TWICE = "loss.precompute_ref_log_probs=false", "hardware.gradient_accumulation_steps=2"
 CASES = [  # (recipe, prompt tokens, answer tokens, overrides)
     ("dpo", 150, 100, [BIG, "lora=lora", BATCH_4]),
+    ("dpo", 150, 100, [BIG, "lora=lora", BATCH_4, NOT_CHECKPOINTED]),
     ("dpo", 150, 100, [BIG, "lora=lora", BATCH_4, FLOAT32]),
     ("dpo", 150, 100, [BIG, "lora=lora", BATCH_4, CHECKPOINTED]),
     ("dpo", 100, 100, [BIG, "lora=none", BATCH_4]),
-    ("dpo", 100, 100, [BIG, "lora=none", BATCH_4, ONLINE]),
+    ("dpo", 100, 100, [BIG, "lora=none", BATCH_4, NOT_CHECKPOINTED, ONLINE]),
     ("dpo", 150, 80, [BIG, "lora=qlora", BATCH_2]),
     ("dpo", 150, 80, [BIG, "lora=lora", "model.dtype=bfloat16", BATCH_4]),
     ("kto", 150, 100, [BIG, "lora=lora", BATCH_4]),
     ("kto", 100, 60, [BIG, "lora=none", CHECKPOINTED, BATCH_4]),
     ("orpo", 150, 100, [BIG, "lora=lora", BATCH_4]),
     ("orpo", 100, 60, [BIG, "lora=none", FLOAT32, BATCH_2]),
-    ("sft", 150, 150, [BIG, "lora=lora", BATCH_4]),
+    ("sft", 150, 150, [BIG, "lora=lora", BATCH_4, NOT_CHECKPOINTED]),
     ("sft", 100, 200, [BIG, "lora=none", BATCH_2, TWICE]),
     ("dpo", 100, 100, [GPT2, "lora=none", FLOAT32, BATCH_4]),
     ("dpo", 100, 100, [GPT2, "lora=lora", CHECKPOINTED, BATCH_4]),
