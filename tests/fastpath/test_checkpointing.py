@@ -1,12 +1,16 @@
 """Selective checkpointing: the gradients of plain training, almost its work, and less of its memory."""
 
+from functools import partial
+
+import bitsandbytes
 import pytest
 import torch
 from datasets import Dataset
 from equality import assert_same, batch_of, outcome
 from peft import LoraConfig
 from tiny_models import FAMILIES, tiny_model
-from torch.utils.checkpoint import CheckpointPolicy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
@@ -90,6 +94,22 @@ def test_products_are_computed_once(trainers, pairs, all_wide):
         work.append(counter.get_total_flops())
     none, full, selective = work
     assert selective == none < full
+
+
+def test_products_with_four_bit_weights_are_computed_once(all_wide):
+    layer = bitsandbytes.nn.Linear4bit(64, 32, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4").to("cpu")
+    hidden = torch.ones(4, 64, dtype=torch.bfloat16, requires_grad=True)
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            seen.append(op.name())
+            return op(*args, **(kwargs or {}))
+
+    kept = partial(create_selective_checkpoint_contexts, checkpointing.policy)
+    with Watch():
+        checkpoint(lambda x: layer(x).sin(), hidden, use_reentrant=False, context_fn=kept).sum().backward()
+    assert sum(name in ("bitsandbytes::gemm_4bit", "aten::mm") for name in seen) == 2, seen  # forward, and backward
 
 
 def test_training_turns_it_on_and_the_reference_pass_leaves_it_on(trainers, pairs, all_wide):

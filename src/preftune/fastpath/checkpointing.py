@@ -15,14 +15,17 @@ from transformers import PreTrainedModel
 
 PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
 NARROW = 256  # a product over no more than this is cheap for what it gives: LoRA's second
+KERNELS = ("attention", "gemm_4bit", "int8_linear_matmul", "scaled_mm", "grouped_mm")  # fused, quantized, of experts
 
 
 def policy(context: SelectiveCheckpointContext, op, *args, **kwargs) -> CheckpointPolicy:
     """Keep products of matrices and fused attention, recompute the rest."""
     if op in PRODUCTS:
         costly = args[-1].shape[0] > NARROW
+    elif isinstance(op, torch._ops.OpOverload):
+        costly = any(kernel in op.name() for kernel in KERNELS) and not drops(op, args, kwargs)
     else:
-        costly = isinstance(op, torch._ops.OpOverload) and "attention" in op.name() and not drops(op, args, kwargs)
+        costly = False
     return CheckpointPolicy.MUST_SAVE if costly else CheckpointPolicy.PREFER_RECOMPUTE
 
 
