@@ -6,7 +6,7 @@ alone they cost about a percent (Korthikanti et al. 2022, "Reducing Activation R
 Models"; here the choice is the other way round, since fused attention keeps no square: all products are kept).
 """
 
-from functools import partial
+from functools import cache, partial
 
 import torch
 from peft import PeftModel
@@ -20,13 +20,14 @@ KERNELS = ("attention", "gemm_4bit", "int8_linear_matmul", "scaled_mm", "grouped
 
 def policy(context: SelectiveCheckpointContext, op, *args, **kwargs) -> CheckpointPolicy:
     """Keep products of matrices and fused attention, recompute the rest."""
-    if op in PRODUCTS:
-        costly = args[-1].shape[0] > NARROW
-    elif isinstance(op, torch._ops.OpOverload):
-        costly = any(kernel in op.name() for kernel in KERNELS) and not drops(op, args, kwargs)
-    else:
-        costly = False
+    costly = args[-1].shape[0] > NARROW if op in PRODUCTS else is_kernel(op) and not drops(op, args, kwargs)
     return CheckpointPolicy.MUST_SAVE if costly else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+@cache
+def is_kernel(op) -> bool:
+    """Whether an operation is one of KERNELS; asked of every operation of every layer, so the answer is kept."""
+    return isinstance(op, torch._ops.OpOverload) and any(kernel in op.name() for kernel in KERNELS)
 
 
 def drops(op: torch._ops.OpOverload, args: tuple, kwargs: dict) -> bool:

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput
 
 PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
-CPU_TOKENS = 512  # scored at once off GPUs, where TRL's own tile of 4,096 takes up to 3.8 GB for a moment
+CPU_TOKENS = 256  # scored at once off GPUs, where TRL's own tile of 4,096 takes up to 3.8 GB for a moment
 
 
 class Picked:
