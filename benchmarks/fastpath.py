@@ -34,7 +34,7 @@ STEPS = {"trl_default": 3, "trl_tuned": 4, "preftune": 8, "limit": 6}
 QUICK_STEPS = {"trl_default": 1, "trl_tuned": 2, "preftune": 4, "limit": 3}
 QUICK = Case(dtype="bfloat16" if cpu_has_bf16() else "float32", checkpointing=SELECTIVE)  # as conf/hardware/cpu.yaml
 BATCHES = (2, 4, 8, 16)
-GROWTH = [(64, 64), (256, 64), (768, 64), (256, 16), (256, 256)]  # prompt and answer tokens
+GROWTH = [(64, 64), (256, 64), (512, 64), (256, 16), (256, 256)]  # prompt and answer tokens
 CASES = {  # shorter where TRL tuned, four processes beside each other, would outgrow 24 GB
     "dpo-lora-bf16": Case(checkpointing=SELECTIVE),
     "kto-lora-bf16": Case("kto", checkpointing=SELECTIVE),
