@@ -198,7 +198,7 @@ def measure(case: Case, path: str, steps: int, timed: bool = True) -> None:
             hear()
         else:
             way.prepare()
-        torch.set_num_threads(1)  # all paths count at once, and would wait for each other's threads
+        torch.set_num_threads(1)  # two paths count at once, and would wait for each other's threads
         step_cost, step_error = flops.fit(way.step, examples, trainer, way.packed)
         found = {"gflop": float(np.dot(plan.sum(axis=0), step_cost)) / 1e9, "fit_error": step_error}
         found["picked_gflop"] = [float(np.dot(plan[i], step_cost)) / 1e9 for i in picked]
