@@ -12,7 +12,7 @@ TILE_FORWARD = 4
 FULL_LOGITS = 3  # copies of all logits in float32 that ORPO and CPO hold on TRL's own path, beside those it returns
 CONTEXT = 0.8e9  # CUDA context, cuBLAS workspace, fragmentation of the allocator: assumed, measured on no card
 # On CPU: what glibc's allocator does not give back, beside a share of the activations. Fitted to runs (docs/plan.md)
-HOLES, STAYS = 0.25, 0.3e9
+HOLES, STAYS = 0.25, 0.6e9
 MASTER = 12  # bytes a parameter of DeepSpeed's optimizer: its own float32 weights, and Adam's two states
 SHARDS = {  # what is divided by the number of devices
     "none": (),
