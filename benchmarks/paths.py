@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from benchmarks import data, flops
 from preftune import fastpath
 from preftune.checks import SELECTIVE
+from preftune.fastpath.checkpointing import keep_products
 from preftune.fastpath.reference_cache import reference_jobs, scored_example, without_kl
 
 REFERENCE = {"precompute_ref_log_probs": True}
@@ -112,7 +113,7 @@ def build(case: Case, path: str, folder: str):
     trainer_class, config_class = trainer_classes(case.method)
     if path == "preftune":
         trainer_class = fastpath.trainer_class(trainer_class)
-    recomputed = case.checkpointing is True or (path == "preftune" and bool(case.checkpointing))
+    recomputed = bool(case.checkpointing) if path == "preftune" else case.checkpointing is True
     tuned = {"gradient_checkpointing": recomputed} | (REFERENCE if case.method != "orpo" else {})
     options = {} if path == "trl_default" else tuned
     trainer_class = type(
@@ -138,7 +139,7 @@ def build(case: Case, path: str, folder: str):
         model, args=args, train_dataset=data.pairs(case), processing_class=tokenizer, peft_config=peft
     )
     if path == "preftune" and case.checkpointing == SELECTIVE:
-        fastpath.keep_products(trainer.model)
+        keep_products(trainer.model)
     return trainer
 
 

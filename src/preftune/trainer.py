@@ -11,6 +11,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from preftune import checks, engine, fastpath, metrics, models, runs
 from preftune.data import Data, load
+from preftune.fastpath.checkpointing import keep_products
 from preftune.global_batch import accumulation
 from preftune.health import ProvedStart
 
@@ -74,7 +75,7 @@ def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer=None) -> 
     engine.require(cfg, trainer.accelerator)
     engine.release(trainer)
     if cfg.hardware.get("gradient_checkpointing") == checks.SELECTIVE:
-        fastpath.keep_products(trainer.model)
+        keep_products(trainer.model)
     trainer.starts_as_reference = cfg.model.reference is None
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

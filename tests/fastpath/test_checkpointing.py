@@ -16,7 +16,6 @@ from transformers import AutoConfig
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from preftune import fastpath
 from preftune.fastpath import checkpointing
 from preftune.plan import layers
 
@@ -34,7 +33,7 @@ def all_wide(monkeypatch):
 def test_gradients_equal_trl_without_checkpointing(family, trainers, pairs, all_wide):
     models = {"model": tiny_model(family), "ref_model": tiny_model(family, seed=1)}
     plain, ours = trainers(DPOTrainer, DPOConfig, rows=pairs, **models, **SELECTIVE)
-    fastpath.keep_products(ours.model)
+    checkpointing.keep_products(ours.model)
     plain.args.gradient_checkpointing = False
     assert_same(plain, ours)
 
@@ -53,7 +52,7 @@ def test_other_trainers_too(kind, config, trainers, pairs, all_wide):
         for module in trainer.model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0  # rows that are laid out in another way draw other numbers
-    fastpath.keep_products(ours.model)
+    checkpointing.keep_products(ours.model)
     plain.args.gradient_checkpointing = False
     assert_same(plain, ours, skip=("logits/chosen", "logits/rejected"))
 
@@ -65,7 +64,7 @@ def test_dropout_draws_the_same_again(family, trainers, pairs, all_wide):
         arguments = {"disable_dropout": False, "precompute_ref_log_probs": True}
         _, trainer = trainers(DPOTrainer, DPOConfig, tiny_model(family), pairs, peft_config=LORA, **arguments)
         trainer.args.gradient_checkpointing = kept
-        fastpath.keep_products(trainer.model)
+        checkpointing.keep_products(trainer.model)
         batch = batch_of(trainer)
         torch.manual_seed(0)
         found.append(outcome(trainer, batch)[2])
@@ -87,7 +86,7 @@ def test_products_are_computed_once(trainers, pairs, all_wide):
         _, trainer = trainers(DPOTrainer, DPOConfig, tiny_model("llama"), pairs, ref_model=tiny_model("llama"))
         trainer.args.gradient_checkpointing = bool(given)
         if given == "selective":
-            fastpath.keep_products(trainer.model)
+            checkpointing.keep_products(trainer.model)
         batch = batch_of(trainer)
         with FlopCounterMode(display=False) as counter:
             outcome(trainer, batch)
@@ -114,7 +113,7 @@ def test_products_with_four_bit_weights_are_computed_once(all_wide):
 
 def test_training_turns_it_on_and_the_reference_pass_leaves_it_on(trainers, pairs, all_wide):
     _, trainer = trainers(DPOTrainer, DPOConfig, tiny_model("llama"), pairs, peft_config=LORA, max_steps=2, **SELECTIVE)
-    fastpath.keep_products(trainer.model)
+    checkpointing.keep_products(trainer.model)
     trainer.train()
     trainer.evaluate(Dataset.from_list(pairs))
     layer = trainer.model.get_base_model().model.layers[0]

@@ -33,13 +33,6 @@ def trainer_class(cls: type, **settings) -> type:
     return type(cls.__name__, (*parts, cls), {"__module__": __name__, **settings}) if parts else cls
 
 
-def keep_products(model) -> None:
-    """Make the gradient checkpointing of `model`, where it is turned on, a selective one (checkpointing.py)."""
-    from preftune.fastpath import checkpointing
-
-    checkpointing.keep_products(model)
-
-
 def why_not(model, trainer) -> str | None:
     """Why `model`, which `trainer` runs, cannot be packed, in one line; None where it is."""
     from preftune.fastpath import applies
