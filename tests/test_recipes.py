@@ -1,14 +1,9 @@
-"""The recipes as a user types them: from any folder, from a checkout and from a wheel."""
+"""The recipes as a user types them: from any folder."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
 CPU = ["hardware=cpu", "hardware.bf16=false", "tracking=none", "train.max_steps=1", "samples=1", "gate.on_fail=warn"]
 
 
@@ -54,22 +49,3 @@ def test_one_new_file_a_group_is_all_that_a_new_choice_needs(typed, pairs_file, 
     assert done.returncode == 0, done.stderr
     config = (tmp_path / "run" / "config.yaml").read_text()
     assert "label_smoothing: 0.2" in config and "per_device_train_batch_size: 3" in config and "r: 2" in config
-
-
-def test_a_wheel_holds_recipes_config_and_data(tmp_path):
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)], check=True, capture_output=True)
-    [wheel] = tmp_path.glob("preftune-*.whl")
-    there = tmp_path / "site"
-    subprocess.run([*pip, "install", "-q", "--no-deps", "--target", str(there), str(wheel)], check=True)
-    shown = subprocess.run(
-        [sys.executable, "-m", "recipes.sft_dpo", "experiment=demo", "--cfg", "job"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(there)},
-        capture_output=True,
-        text=True,
-    )
-    assert shown.returncode == 0, shown.stderr
-    assert "output_dir: runs/demo" in shown.stdout
-    assert (there / "preftune" / "data" / "demo" / "train.jsonl").exists()
-    assert (there / "preftune" / "plain_chat.jinja").exists()

@@ -10,6 +10,7 @@ from transformers import TextStreamer
 from preftune import training
 from preftune.evaluate import subjects
 from preftune.evaluate.pairs import token_ids
+from preftune.tokenizer import stop_tokens
 
 RESET, QUIT = "/reset", "/quit"
 
@@ -83,7 +84,7 @@ def answer(model, tokenizer, dialogue: list[dict], cfg: DictConfig) -> str:
             max_new_tokens=cfg.max_new_tokens,
             do_sample=bool(cfg.temperature),
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=stop_tokens(tokenizer),
             streamer=streamer,
             **drawing,
         )

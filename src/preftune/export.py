@@ -12,6 +12,7 @@ from preftune.errors import UserError
 from preftune.evaluate import subjects
 from preftune.evaluate.pairs import token_ids
 from preftune.evaluate.subjects import Subject
+from preftune.tokenizer import carry
 
 BASES = ("trained", "original")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -45,6 +46,7 @@ def export(run: str, output: str, dtype: str | None, base: str) -> str:
     model = merged(subject, base)
     difference = (log_probs(model, ids) - before).abs().max().item()
     model.to(getattr(torch, dtype or subject.start.dtype))
+    carry(tokenizer, model)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:

@@ -1,27 +1,31 @@
 """Model and tokenizer of a run: loaded, quantized and checked, with a chat template, an EOS and a padding token."""
 
+import inspect
 import os
+import re
 import tempfile
 from pathlib import Path
 
 import torch
+import transformers
 import xxhash
-from huggingface_hub import HfApi
 from omegaconf import DictConfig, OmegaConf
 from peft import PeftConfig, PeftModel
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+from trl.trainer.utils import create_model_from_path
 
-from preftune import embedded
+from preftune import embedded, hub
 from preftune.errors import UserError
-
-PLAIN_TEMPLATE = Path(__file__).with_name("plain_chat.jinja")
-PROBE = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+from preftune.tokenizer import carry, prepare
 
 
 class ModelError(UserError):
@@ -34,33 +38,11 @@ def location(model: DictConfig) -> str:
 
 
 def load_tokenizer(model: DictConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer, sure to have a chat template that closes answers with EOS, and a padding token.
+    """The tokenizer, sure to have a chat template that renders and a padding token (tokenizer.py).
 
-    Raises ModelError where the model cannot be had, or where its template never writes its EOS token: a model trained
-    on such rows would not learn to stop.
+    Raises ModelError where the model cannot be had, TokenizerError where its tokens or template cannot be used.
     """
-    tokenizer = _from_pretrained(AutoTokenizer, model)
-    for name in ("eos_token", "pad_token"):
-        if model[name] is not None:
-            if model[name] not in tokenizer.get_vocab():
-                raise ModelError(f"model.{name}={model[name]}: no such token in the vocabulary of {model.path}")
-            setattr(tokenizer, name, model[name])
-    if tokenizer.eos_token is None:
-        raise ModelError(f"{model.path} names no EOS token; say which token ends an answer: model.eos_token=…")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token  # masked out of attention and loss, so its identity is harmless
-    if model.chat_template is not None:
-        tokenizer.chat_template = Path(model.chat_template).read_text(encoding="utf-8")
-    elif tokenizer.chat_template is None:
-        tokenizer.chat_template = PLAIN_TEMPLATE.read_text(encoding="utf-8")
-    rendered = tokenizer.apply_chat_template(PROBE, tokenize=False)
-    if tokenizer.eos_token not in rendered[rendered.rindex("answer") :]:
-        raise ModelError(
-            f"the chat template of {model.path} never writes its EOS token {tokenizer.eos_token!r} after an answer, so "
-            f"the model would never learn to stop. It writes {rendered!r}. Name the token that it closes with "
-            "(model.eos_token=…) or another template (model.chat_template=FILE)"
-        )
-    return tokenizer
+    return prepare(_from_pretrained(AutoTokenizer.from_pretrained, model), model)
 
 
 def require_whole(model: DictConfig) -> None:
@@ -82,9 +64,8 @@ def load_model(model: DictConfig, lora: DictConfig, use_cpu: bool) -> PreTrained
     require_whole(model)
     options = {"dtype": getattr(torch, model.dtype), "attn_implementation": model.attn_implementation}
     if "quantization" in lora:
-        options["quantization_config"] = BitsAndBytesConfig(**OmegaConf.to_container(lora.quantization, resolve=True))
-        options["device_map"] = {"": "cpu" if use_cpu else torch.cuda.current_device()}
-    loaded = _from_pretrained(AutoModelForCausalLM, model, **options)
+        options |= in_few_bits(OmegaConf.to_container(lora.quantization, resolve=True), use_cpu)
+    loaded = _from_pretrained(whole_model, model, **options)
     for module in loaded.modules():
         # On a CPU with AVX-512-BF16, bitsandbytes repacks 4-bit weights at the first forward without gradients, for
         # good, and the layer then passes no gradient to its input, silently: adapters below it would never learn.
@@ -101,13 +82,14 @@ def merge(adapter: str | Path, target: str | Path, dtype: str = "float32", quant
     """
     options = {"dtype": getattr(torch, dtype)}
     if quantization:
-        options["quantization_config"] = BitsAndBytesConfig(**quantization)
-        options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
-    base = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
-    merged = with_adapter(AutoModelForCausalLM.from_pretrained(base, **options), adapter)
+        options |= in_few_bits(quantization, use_cpu=not torch.cuda.is_available())
+    trained = PeftConfig.from_pretrained(str(adapter))
+    base = whole_model(trained.base_model_name_or_path, revision=trained.revision, **options)
+    merged, tokenizer = with_adapter(base, adapter), AutoTokenizer.from_pretrained(adapter)
+    carry(tokenizer, merged)
     scratch = Path(tempfile.mkdtemp(prefix=".merge-", dir=Path(target).parent))
     merged.save_pretrained(scratch)
-    AutoTokenizer.from_pretrained(adapter).save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
     os.replace(scratch, target)
 
 
@@ -120,6 +102,63 @@ def with_adapter(base: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
     if getattr(base, "is_quantized", False):
         base = base.dequantize(base.dtype)
     return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+
+
+def in_few_bits(quantization: dict, use_cpu: bool) -> dict:
+    """The arguments that load a model through bitsandbytes, on the device where it will compute."""
+    device = "cpu" if use_cpu else torch.cuda.current_device()
+    return {"quantization_config": BitsAndBytesConfig(**quantization), "device_map": {"": device}}
+
+
+def whole_model(path: str, revision: str | None = None, trust_remote_code: bool = False, **options) -> PreTrainedModel:
+    """The model in the class that its checkpoint names, as TRL loads it; without a class that generates, a causal LM's.
+
+    A checkpoint in MXFP4 or FP8 is dequantized, which is said: these weights cannot be trained as they are.
+    Raises ModelError where it is quantized in another way and in bitsandbytes' as well.
+    """
+    config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    if stored := getattr(config, "quantization_config", None):
+        method = dict(stored)["quant_method"] if isinstance(stored, dict) else stored.quant_method
+        if "quantization_config" in options:
+            raise ModelError(f"{path} is quantized already ({method}): lora=lora trains an adapter over it as it is")
+        made = AUTO_QUANTIZATION_CONFIG_MAPPING.get(str(method))
+        if made and "dequantize" in inspect.signature(made).parameters:
+            print(f"model: {path} is stored in {method}, and is trained dequantized")
+            options["quantization_config"] = made(dequantize=True)
+    options = {"device_map": None} | options | {"revision": revision, "trust_remote_code": trust_remote_code}
+    return create_model_from_path(str(path), class_of(config), **options)
+
+
+def class_of(config: PreTrainedConfig) -> type | None:
+    """The class that a checkpoint is loaded in; None: TRL finds it in the checkpoint's own code."""
+    if not config.architectures:
+        return AutoModelForCausalLM
+    named = getattr(transformers, config.architectures[0], None)
+    return named if named is None or named.can_generate() else AutoModelForCausalLM
+
+
+def require_trainable(model: PreTrainedModel, path: str, adapter: bool) -> None:
+    """Raise ModelError where the weights are quantized in a form that nothing trains, or that wants an adapter."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is None:
+        return
+    method = quantizer.quantization_config.quant_method
+    if not quantizer.is_trainable:
+        raise ModelError(
+            f"model.path={path}: transformers trains no adapter over weights in {method}. Name the checkpoint that it "
+            "was quantized from"
+        )
+    if not adapter:
+        raise ModelError(f"model.path={path}: its weights are quantized ({method}) and cannot move: lora=lora")
+
+
+def outside_text(model: PreTrainedModel) -> str | None:
+    """The modules that text never feeds, as PEFT's `exclude_modules`: all but the text model; None where it is all."""
+    if model.config.get_text_config() is model.config:
+        return None
+    decoder = model.get_decoder()
+    names = [name for name, module in model.named_modules() if module is decoder]
+    return rf"(?!{re.escape(names[0])}\.).*" if names and names[0] else None
 
 
 def describe(model: PreTrainedModel) -> str:
@@ -143,30 +182,19 @@ def weights_digest(state: dict[str, torch.Tensor]) -> xxhash.xxh3_128:
     return digest
 
 
-def _from_pretrained(auto: type, model: DictConfig, **options):
+def _from_pretrained(load, model: DictConfig, **options):
+    """What `load` makes of model.path. Raises ModelError or HubError, in one line, where it cannot be had."""
     path = location(model)
+    local = Path(path).is_dir()
+    if not local and (Path(path).exists() or path.startswith(("/", ".", "~")) or path.count("/") > 1):
+        raise ModelError(f"model.path={model.path}: there is no such folder (from {Path.cwd()})")
+    if not local:
+        hub.require(path, "model.path", model.revision)
+    options |= {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     try:
-        offline = not Path(path).exists() and not _on_hub(path)
-        return auto.from_pretrained(
-            path,
-            revision=model.revision,
-            trust_remote_code=model.trust_remote_code,
-            local_files_only=offline,
-            **options,
-        )
-    except OSError as error:
-        raise ModelError(
-            f"model.path={model.path}: not a folder here, not in the local hub cache, and the hub does not give it "
-            f"({type(error.__cause__ or error).__name__}). Where there is a network: `hf download {model.path} "
-            "--local-dir FOLDER`, then `model=path model.path=FOLDER`. Or use the embedded model=smollm2"
-        ) from None
-
-
-def _on_hub(path: str) -> bool:
-    """Whether the hub answers for this model: asked once, where transformers would try for 40 seconds."""
-    try:
-        return bool(HfApi().model_info(path, timeout=10))
-    except (
-        Exception
-    ):  # no network, no such model, no access: in the words of whichever HTTP library the client stands on
-        return False
+        return load(path, **options)
+    except (OSError, ValueError, ImportError) as error:
+        if not local and not isinstance(error, ImportError) and isinstance(error, OSError):
+            raise ModelError(hub.why(error, path, "model.path", model.revision)) from None
+        said = str(error).strip().replace("`trust_remote_code=True`", "model.trust_remote_code=true")
+        raise ModelError(f"model.path={model.path}: {next(iter(said.splitlines()), type(error).__name__)}") from error

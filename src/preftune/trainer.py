@@ -9,11 +9,12 @@ from peft import LoraConfig
 from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from preftune import checks, engine, fastpath, metrics, models, runs
+from preftune import checks, engine, fastpath, fits, metrics, models, runs
 from preftune.data import Data, load
 from preftune.fastpath.checkpointing import keep_products
 from preftune.global_batch import accumulation
 from preftune.health import ProvedStart
+from preftune.tokenizer import carry
 
 
 def trainer_arguments(cfg: DictConfig) -> dict:
@@ -62,14 +63,16 @@ def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer=None) -> 
     )
     engine.require_processes(args.world_size)
     model = models.load_model(cfg.model, cfg.lora, bool(cfg.hardware.use_cpu))
-    adapter = {key: value for key, value in cfg.lora.items() if key != "quantization"}
+    models.require_trainable(model, cfg.model.path, bool(cfg.lora))
+    fits.require(model, tokenizer, cfg, data)
+    carry(tokenizer, model)
     trainer = with_metrics(faster(trainer_class, cfg.fastpath))(
         model=model,
         args=args,
         processing_class=tokenizer,
         train_dataset=data.train,
         eval_dataset=evaluated,
-        peft_config=LoraConfig(**OmegaConf.to_container(OmegaConf.create(adapter))) if cfg.lora else None,
+        peft_config=adapter(cfg.lora, model),
         **own_reference(model, cfg, arguments),
     )
     engine.require(cfg, trainer.accelerator)
@@ -82,6 +85,17 @@ def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer=None) -> 
     if cfg.health.early_stopping:
         trainer.add_callback(EarlyStoppingCallback(cfg.health.early_stopping))
     return trainer
+
+
+def adapter(lora: DictConfig, model) -> LoraConfig | None:
+    """`lora` as PEFT takes it, kept out of the towers that text never feeds; None for full fine-tuning."""
+    if not lora:
+        return None
+    given = OmegaConf.to_container(lora, resolve=True)
+    given.pop("quantization", None)
+    if given.get("target_modules") == "all-linear":
+        given.setdefault("exclude_modules", models.outside_text(model))
+    return LoraConfig(**given)
 
 
 def early_stopping(cfg: DictConfig, arguments: dict) -> dict:

@@ -26,6 +26,7 @@ KINDS = {
     "model.revision": "str | None",
     "model.dtype": "Literal['float32', 'bfloat16', 'float16']",
     "model.chat_template": "str | None",
+    "model.attn_implementation": "str | None",
     "model.eos_token": "str | None",
     "model.pad_token": "str | None",
     "data.path": "str | list",

@@ -175,14 +175,14 @@ KINDS = {
         "both alike",
     ),
     "double_bos": Kind(
-        ERROR,
+        WARNING,
         "a dialogue begins with two BOS tokens",
         "take the BOS out of the text or out of the chat template",
     ),
     "missing_eos": Kind(
-        ERROR,
-        "an answer does not end with EOS, so the model would not learn to stop",
-        "model.eos_token, or a chat template that writes it",
+        WARNING,
+        "the chat template closes an answer with no token, so the model will not learn to stop",
+        "model.chat_template=training where TRL ships a template for training this family, or model.chat_template=FILE",
     ),
     "special_tokens_in_text": Kind(
         WARNING,

@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 
 from preftune.data.findings import Findings
 from preftune.data.shapes import ANSWERS, PAIRS
+from preftune.tokenizer import stop_tokens
 
 BATCH = 256
 TAIL = 4  # last tokens of an answer among which EOS must be: templates write a line break behind it
@@ -104,11 +105,11 @@ def check(
     if limit is not None and limit < len(rows):
         picks = rows.select(np.linspace(0, len(rows) - 1, limit).round().astype(int))
     counts = {column: [] for column in ("prompt", *ANSWERS[kind])}
-    marks = special_marks(tokenizer)
+    marks, ends = special_marks(tokenizer), set(stop_tokens(tokenizer))
     shown, whole = None, max_length or np.iinfo(np.int64).max
     emptied = 0
     for row in tokenized(picks, kind, tokenizer):
-        for code, detail in faults(row, kind, tokenizer, whole):
+        for code, detail in faults(row, kind, tokenizer, whole, ends):
             findings.add(code, row.origin, detail, of=len(picks))
             emptied += code == "loses_everything"
         for column, ids in {"prompt": row.prompt, **row.answers}.items():
@@ -123,7 +124,7 @@ def check(
     return figures
 
 
-def faults(row: Row, kind: str, tokenizer, max_length: int) -> Iterator[tuple[str, str]]:
+def faults(row: Row, kind: str, tokenizer, max_length: int, ends: set[int]) -> Iterator[tuple[str, str]]:
     """What is wrong with one row's tokens: codes of findings, with details."""
     if not row.prefix:
         yield "prompt_not_prefix", f"they part after {len(row.prompt)} tokens"
@@ -131,7 +132,7 @@ def faults(row: Row, kind: str, tokenizer, max_length: int) -> Iterator[tuple[st
     if tokenizer.bos_token_id is not None and begin == [tokenizer.bos_token_id] * 2:
         yield "double_bos", ""
     for column, ids in row.answers.items():
-        if tokenizer.eos_token_id not in ids[-TAIL:]:
+        if not ends & set(ids[-TAIL:]):
             yield "missing_eos", column
             break
     if len(row.prompt) >= max_length:

@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from preftune.evaluate.pairs import token_ids
+from preftune.tokenizer import stop_tokens
 
 BATCH = 32  # prompts: a small model reads its weights for each token, however many answers it draws
 # The model's own distribution and nothing else: no cut of the tail, no penalty, whatever its generation config says
@@ -38,9 +39,9 @@ def sampled(
 
 @torch.no_grad()
 def _generated(model, tokenizer, prompts: list[list[dict]], max_new_tokens: int, **options):
-    """(prompt, answer) in tokens for each prompt of a batch; an answer ends with its EOS, or is cut."""
+    """(prompt, answer) in tokens for each prompt of a batch; an answer ends with the token that ends its turn, or is cut."""
     rows = [token_ids(tokenizer, prompt, add_generation_prompt=True) for prompt in prompts]
-    length = max(map(len, rows))
+    length, ends = max(map(len, rows)), stop_tokens(tokenizer)
     ids = torch.tensor([[tokenizer.pad_token_id] * (length - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
     training = model.training
@@ -51,16 +52,16 @@ def _generated(model, tokenizer, prompts: list[list[dict]], max_new_tokens: int,
         max_new_tokens=max_new_tokens,
         use_cache=True,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=ends,
         **options,
     )
     model.train(training)
     new = output[:, length:].tolist()
-    return [(row, _to_eos(answer, tokenizer.eos_token_id)) for row, answer in zip(rows, new, strict=True)]
+    return [(row, _to_end(answer, ends)) for row, answer in zip(rows, new, strict=True)]
 
 
-def _to_eos(answer: list[int], eos: int) -> list[int]:
-    return answer[: answer.index(eos) + 1] if eos in answer else answer
+def _to_end(answer: list[int], ends: list[int]) -> list[int]:
+    return next((answer[: place + 1] for place, token in enumerate(answer) if token in ends), answer)
 
 
 @dataclass(frozen=True)

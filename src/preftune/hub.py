@@ -1,0 +1,105 @@
+"""The Hugging Face hub: whether it gives a repository, asked once and in seconds, and why it does not."""
+
+import functools
+import sys
+
+import datasets
+import huggingface_hub
+from huggingface_hub import HfApi, constants, set_client_factory
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils._http import default_client_factory
+
+from preftune.errors import UserError
+
+SECONDS = 5  # that the first call waits, and 10 each that has no limit of its own
+STALLED = 10
+
+
+class HubError(UserError):
+    """Why the hub does not give a repository, and how to go on."""
+
+
+def patient_client():
+    """huggingface_hub's own client, which would wait for ever where a call names no limit."""
+    client = default_client_factory()
+    client.timeout = STALLED
+    return client
+
+
+set_client_factory(patient_client)
+
+
+@functools.cache
+def require(repo: str, key: str, revision: str | None, kind: str = "model") -> None:
+    """Raise HubError where the hub refuses `repo`. Where it does not answer, this process goes on with the local cache.
+
+    `key` is what the user typed it for (model.path, data.path), `kind` model or dataset.
+    """
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        HfApi().repo_info(repo, revision=revision, repo_type=kind, timeout=SECONDS)
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        raise HubError(why(error, repo, key, revision, kind)) from None
+    except Exception as error:  # whichever HTTP library the client stands on: no network, a proxy, a hub that stalls
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+        print(f"hub: no answer ({brief(error)}); going on with the local cache", file=sys.stderr, flush=True)
+
+
+def why(error: BaseException, repo: str, key: str, revision: str | None, kind: str = "model") -> str:
+    """What kept a repository from being read, and what to do, in one line."""
+    chain = causes(error)
+    named = f"{key}={repo}" + (f" (revision {revision})" if revision else "")
+    download = f"hf download {'--repo-type dataset ' * (kind == 'dataset')}{repo} --local-dir FOLDER"
+    if any(isinstance(each, GatedRepoError) for each in chain):
+        return f"{named}: a gated repository. Accept its terms on its page at the hub, then `hf auth login`"
+    if any(isinstance(each, RevisionNotFoundError) for each in chain):
+        return f"{named}: the repository has no such branch, tag or commit"
+    if any(isinstance(each, RepositoryNotFoundError | HFValidationError) for each in chain):
+        return (
+            f"{named}: not a folder or file here, and the hub has no such repository, or a private one: check the "
+            "name, or `hf auth login` with a token that may read it"
+        )
+    if constants.HF_HUB_OFFLINE or any(isinstance(each, OfflineModeIsEnabled) for each in chain):
+        return (
+            f"{named}: not a folder or file here, and not in the local hub cache, which alone is read (HF_HUB_OFFLINE, "
+            f"or a hub that does not answer). Where there is a network: `{download}`, then "
+            + ("`model=path model.path=FOLDER`" if kind == "model" else "`data=file data.path=FOLDER`")
+        )
+    return f"{named}: the hub did not give all of it ({brief(error)}). The same command goes on where it broke off"
+
+
+def from_hub(error: BaseException) -> bool:
+    """Whether an error came from the hub or the way to it."""
+    return any(isinstance(each, HfHubHTTPError | OfflineModeIsEnabled) for each in causes(error))
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """The error and those that it came from."""
+    chain = [error]
+    while (below := chain[-1].__cause__ or chain[-1].__context__) is not None and below not in chain:
+        chain.append(below)
+    return chain
+
+
+def brief(error: BaseException) -> str:
+    """The kind of an error and its first line."""
+    line = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {line[:160]}" if line else type(error).__name__
+
+
+def push(folder: str, repo: str, private: bool) -> str:
+    """Upload a folder as a model repository, made where there is none; returns its address. Raises HubError."""
+    try:
+        huggingface_hub.create_repo(repo, private=private, exist_ok=True)
+        return str(huggingface_hub.upload_folder(folder_path=folder, repo_id=repo, commit_message="preftune export"))
+    except Exception as error:
+        raise HubError(f"push={repo}: {brief(error)}. The export stays in {folder}; `hf auth login`, then "
+                       f"`hf upload {repo} {folder}`") from None
