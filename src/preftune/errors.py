@@ -24,6 +24,26 @@ class Interrupted(UserError):
         self.exit_code = 128 + number
 
 
+def brief(error: BaseException) -> str:
+    """The kind of an error and its first line."""
+    line = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {line[:160]}" if line else type(error).__name__
+
+
+@contextlib.contextmanager
+def advice(what: str):
+    """For what only advises: an error that it did not foresee costs one line and never the run.
+
+    What is meant for the user (UserError: a refusal, a guard that stops) goes through.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        print(f"{what}: not available ({brief(error)})", file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def plainly():
     """End the program with the message alone where a UserError is raised; everything else keeps its traceback."""

@@ -27,8 +27,8 @@ def require(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cfg: Dic
     used = [token for token, number in beyond.items() if number in always] or met(list(beyond), data)
     if used:
         raise ModelError(
-            f"model.path={cfg.model.path}: the tokenizer writes {used[0]!r} (token {beyond[used[0]]}), and the model has "
-            f"embeddings for {words:,} tokens. Give it more once, then model=path model.path=resized; under LoRA add "
+            f"model.path={cfg.model.path}: the tokenizer writes {used[0]!r} (token {beyond[used[0]]}), and the model "
+            f"has embeddings for {words:,} tokens. Give it more once, then model=path model.path=resized; under LoRA add "
             f"lora.trainable_token_indices=[{beyond[used[0]]}]: {RESIZE.format(path=cfg.model.path)}"
         )
 

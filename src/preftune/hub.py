@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils._http import default_client_factory
 
-from preftune.errors import UserError
+from preftune.errors import UserError, brief
 
 SECONDS = 5  # that the first call waits, and 10 each that has no limit of its own
 STALLED = 10
@@ -89,17 +89,13 @@ def causes(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def brief(error: BaseException) -> str:
-    """The kind of an error and its first line."""
-    line = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {line[:160]}" if line else type(error).__name__
-
-
 def push(folder: str, repo: str, private: bool) -> str:
     """Upload a folder as a model repository, made where there is none; returns its address. Raises HubError."""
     try:
         huggingface_hub.create_repo(repo, private=private, exist_ok=True)
         return str(huggingface_hub.upload_folder(folder_path=folder, repo_id=repo, commit_message="preftune export"))
     except Exception as error:
-        raise HubError(f"push={repo}: {brief(error)}. The export stays in {folder}; `hf auth login`, then "
-                       f"`hf upload {repo} {folder}`") from None
+        raise HubError(
+            f"push={repo}: {brief(error)}. The export stays in {folder}; `hf auth login`, then "
+            f"`hf upload {repo} {folder}`"
+        ) from None

@@ -39,7 +39,7 @@ def sampled(
 
 @torch.no_grad()
 def _generated(model, tokenizer, prompts: list[list[dict]], max_new_tokens: int, **options):
-    """(prompt, answer) in tokens for each prompt of a batch; an answer ends with the token that ends its turn, or is cut."""
+    """(prompt, answer) in tokens for each prompt of a batch; an answer is cut behind its end."""
     rows = [token_ids(tokenizer, prompt, add_generation_prompt=True) for prompt in prompts]
     length, ends = max(map(len, rows)), stop_tokens(tokenizer)
     ids = torch.tensor([[tokenizer.pad_token_id] * (length - len(row)) + row for row in rows])

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from preftune import launch, models
 from preftune.data import load, settings
+from preftune.errors import UserError, brief
 from preftune.plan import scale
 from preftune.plan.advice import plan
 from preftune.plan.planner import Plan
@@ -34,7 +35,12 @@ def report(cfg: DictConfig) -> str:
         return scale.every_choice(cfg)
     if cfg.scale:
         return scale.sizes_and_devices(cfg)
-    plans = {name: planned(stage) for name, stage in stages(cfg).items()}
+    try:
+        plans = {name: planned(stage) for name, stage in stages(cfg).items()}
+    except UserError:
+        raise
+    except Exception as error:  # whatever an architecture that nobody has planned raises
+        raise PlanError(f"plan: not available ({brief(error)})") from error
     if cfg.format == "json":
         return json.dumps(as_json(plans), indent=2)
     if len(plans) == 1:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from preftune.fastpath.head import CPU_TOKENS
-from preftune.plan import layers, sizes
+from preftune.plan import measure, sizes
 from preftune.plan.rows import Batch
 
 TILE_TOKENS, TILE_WORDS = 4096, 32768  # trl.kernels.chunked_logprob: what its head computes at once
@@ -99,11 +99,11 @@ def standing(run: Run, full: bool) -> Memory:
     return sharded(prepared(held, run, moved, full), run)
 
 
-def estimate(run: Run, feet: layers.Footprint, batch: Batch, width: int) -> Memory:
+def estimate(run: Run, feet: measure.Footprint, batch: Batch, width: int) -> Memory:
     """The fullest of the moments of a training step, and of the reference pass before it."""
     full = not run.size.adapter
     still = standing(run, full)
-    kept = feet.first + (run.layers - 1) * feet.layer
+    kept = feet.kept
     mask = batch.tokens * batch.columns
     hidden = feet.handed
     entering = still.gradients if run.accumulation > 1 else 0.0

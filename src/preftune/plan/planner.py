@@ -11,7 +11,7 @@ from preftune import global_batch, hardware
 from preftune.checks.fields import fields
 from preftune.checks.stages import config_class
 from preftune.fastpath.attention import BLOCK, IMPLEMENTATIONS
-from preftune.plan import layers, memory, rows, sizes, work
+from preftune.plan import measure, memory, rows, sizes, work
 
 GB = 1e9
 
@@ -57,6 +57,7 @@ class Planner:
 
     def __init__(self, cfg, config, source: str, known: rows.Rows, world_size: int = 1, sharding: str = "none"):
         self.cfg, self.config, self.source, self.known = cfg, config, source, known
+        self.text = config.get_text_config()
         self.world_size, self.sharding = world_size, sharding
         self.takes = fields(config_class(cfg.loss.trainer))
         self.adapter = sizes.frozen(cfg.lora)
@@ -73,7 +74,9 @@ class Planner:
     def _packs(self) -> bool:
         """Whether the packed forward applies, as far as a configuration tells (fastpath/applies.py)."""
         sharded = self.sharding.startswith(("zero3", "fsdp"))
-        return self.cfg.fastpath.enabled and self.cfg.model.attn_implementation in IMPLEMENTATIONS and not sharded
+        return (
+            self.cfg.fastpath.enabled and self.cfg.model.attn_implementation in (None, *IMPLEMENTATIONS) and not sharded
+        )
 
     @property
     def on_gpu(self) -> bool:
@@ -89,7 +92,7 @@ class Planner:
         return {
             "max_length": limit(self.cfg),
             "packed": self.packed,
-            "width": self.config.hidden_size,
+            "width": self.text.hidden_size,
             "multiple": multiple,
         }
 
@@ -109,10 +112,10 @@ class Planner:
         """Whether pairs are trained without a reference, as by ORPO and CPO: they want the logits' means everywhere."""
         return self.cfg.loss.view == "paired" and self.reference() == "none"
 
-    def setting(self, batch: rows.Batch) -> layers.Setting:
+    def setting(self, batch: rows.Batch) -> measure.Setting:
         hardware, model = self.cfg.hardware, self.cfg.model
         fp16 = "fp16" in hardware and hardware.fp16
-        return layers.Setting(
+        return measure.Setting(
             rows=batch.rows,
             columns=batch.columns,
             dtype=model.dtype,
@@ -152,12 +155,12 @@ class Planner:
             everywhere=self.everywhere(),
             packed=self.packed,
             on_gpu=self.on_gpu,
-            layers=self.config.num_hidden_layers,
+            layers=self.text.num_hidden_layers,
             sharding=self.sharding,
             world_size=self.world_size,
         )
-        feet = sizes.footprint(self.config, setting)
-        return memory.estimate(run, feet, batch, self.config.hidden_size), batch
+        self.feet = sizes.footprint(self.config, setting)
+        return memory.estimate(run, self.feet, batch, self.text.hidden_size), batch
 
     def rows_at_once(self) -> int:
         """Rows of the batch of the longest rows."""
@@ -180,7 +183,7 @@ class Planner:
     def work(self) -> work.Work:
         """Steps, tokens and operations of the whole run."""
         batches = rows.typical(self.known, self.batch_size, self.cfg.fastpath.enabled, **self.how())
-        mean = work.mean(self.config, self.size, batches, self.checkpointing)
+        mean = work.mean(self.size, self.feet, batches)
         steps, a_step = self.steps()
         forwards = steps * a_step
         passes = {"none": 0, "cached": self.forwards_an_epoch()}.get(self.reference(), forwards)

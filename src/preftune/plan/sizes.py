@@ -1,7 +1,7 @@
 """How large a model is: its configuration without its weights, and the bytes of its parts."""
 
-import functools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +9,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, Conv1D, PreTrainedConfig
 
-from preftune import models
+from preftune import hub, models
 from preftune.errors import UserError
-from preftune.plan import layers
+from preftune.plan import measure
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 NF4 = 0.5 + 4 / 64  # a scale in float32 for each 64 weights
@@ -49,8 +49,12 @@ def configuration(model: DictConfig) -> tuple[PreTrainedConfig, str]:
         return AutoConfig.from_pretrained(path, local_files_only=True, **options), model.path
     except (OSError, ValueError) as error:
         reason = error
-    if not local and models._on_hub(path):
-        return AutoConfig.from_pretrained(path, **options), model.path
+    try:
+        if not local:
+            hub.require(path, "model.path", model.revision)
+            return AutoConfig.from_pretrained(path, **options), model.path
+    except (OSError, ValueError) as error:
+        reason = error
     if not model.architecture or local:
         raise PlanError(
             f"model.path={model.path}: no config.json to plan from ({str(reason).splitlines()[0][:120]}). Name a "
@@ -68,27 +72,6 @@ def from_keywords(architecture: DictConfig) -> PreTrainedConfig:
     return AutoConfig.for_model(**keywords)
 
 
-@functools.lru_cache(maxsize=64)
-def _sizes(config_json: str, adapter: tuple | None) -> Sizes:
-    config = AutoConfig.for_model(**json.loads(config_json))
-    model = layers.meta_model(config, "float32")
-    head = model.get_output_embeddings()
-    matrices = sum(
-        module.weight.numel()
-        for module in model.modules()
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
-    )
-    tied = head.weight is model.get_input_embeddings().weight
-    return Sizes(
-        parameters=sum(p.numel() for p in model.parameters()),
-        matrices=matrices,
-        head=head.weight.numel(),
-        embeddings=model.get_input_embeddings().weight.numel(),
-        adapter=layers.trained(config, "float32", adapter) if adapter else 0,
-        tied=tied,
-    )
-
-
 def as_json(config: PreTrainedConfig) -> str:
     """A configuration as text, so that what was found for it is kept by it."""
     whole = config.to_dict()
@@ -96,19 +79,40 @@ def as_json(config: PreTrainedConfig) -> str:
     return json.dumps({"model_type": config.model_type} | kept, sort_keys=True, default=str)
 
 
+_known: dict[tuple, object] = {}  # what was measured for a configuration, as a plan asks for it several times
+
+
+def kept(config: PreTrainedConfig, what: Callable, *arguments):
+    """`what(config, *arguments)`, found once."""
+    key = (what, as_json(config), *arguments)
+    if key not in _known:
+        _known[key] = what(config, *arguments)
+    return _known[key]
+
+
 def sizes(config: PreTrainedConfig, adapter: tuple | None) -> Sizes:
-    """The parameters of a model and of an adapter over it; `adapter` as in `layers.Setting`."""
-    return _sizes(as_json(config), adapter)
+    """The parameters of a model and of an adapter over it, counted on the meta device; `adapter` as in Setting."""
+    return kept(config, _sizes, adapter)
 
 
-@functools.lru_cache(maxsize=256)
-def _footprint(config_json: str, setting: layers.Setting) -> layers.Footprint:
-    return layers.footprint(AutoConfig.for_model(**json.loads(config_json)), setting)
+def footprint(config: PreTrainedConfig, setting: measure.Setting) -> measure.Footprint:
+    """`measure.footprint`, kept for the next question of the same kind."""
+    return kept(config, measure.footprint, setting)
 
 
-def footprint(config: PreTrainedConfig, setting: layers.Setting) -> layers.Footprint:
-    """`layers.footprint`, kept for the next question of the same kind."""
-    return _footprint(as_json(config), setting)
+def _sizes(config: PreTrainedConfig, adapter: tuple | None) -> Sizes:
+    model = measure.meta_model(config, "float32")
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    linear = (module for module in model.modules() if isinstance(module, (torch.nn.Linear, Conv1D)))
+    learned = measure.meta_model(config, "float32", adapter=adapter).parameters() if adapter else ()
+    return Sizes(
+        parameters=sum(p.numel() for p in model.parameters()),
+        matrices=sum(module.weight.numel() for module in linear if module is not head),
+        head=head.weight.numel(),
+        embeddings=embeddings.weight.numel(),
+        adapter=sum(p.numel() for p in learned if p.requires_grad),
+        tied=head.weight is embeddings.weight,
+    )
 
 
 def frozen(lora: DictConfig) -> tuple | None:

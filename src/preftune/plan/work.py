@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-from transformers import PreTrainedConfig
-
-from preftune.checks import SELECTIVE
+from preftune.plan.measure import Footprint
 from preftune.plan.rows import Batch
 from preftune.plan.sizes import Sizes
 
@@ -22,26 +20,19 @@ class Work:
     reference_flop: float
 
 
-def forward(config: PreTrainedConfig, size: Sizes, batch: Batch) -> tuple[float, float, float]:
-    """FLOP of one forward: its matrices, its attention (dense, as kernels compute a masked square), its head."""
-    heads = config.num_attention_heads
-    wide = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    attention = 4.0 * batch.tokens * batch.columns * wide * config.num_hidden_layers
-    return 2.0 * batch.tokens * size.matrices, attention, 2.0 * batch.scored * size.head
+def forward(size: Sizes, feet: Footprint, batch: Batch) -> float:
+    """FLOP of one forward: the layers as measured, attention by the length of the rows, the head."""
+    layers = feet.forward + feet.attention_forward * batch.columns
+    return batch.tokens * layers + 2.0 * batch.scored * size.head
 
 
-def training(config: PreTrainedConfig, size: Sizes, batch: Batch, checkpointing: bool | str) -> float:
-    """FLOP of a forward and backward over one batch.
+def training(size: Sizes, feet: Footprint, batch: Batch) -> float:
+    """FLOP of a forward and backward over one batch, with what checkpointing computes again.
 
-    A backward computes the gradients of hidden states (as much as the forward) and of what is trained; attention's is
-    2.5 forwards, and TRL's head computes its logits once more. Checkpointing runs the layers once more, selective
-    checkpointing an adapter's second products.
+    The backward of the head computes its logits once more, its input's gradient, and its own in full fine-tuning.
     """
-    matrices, attention, head = forward(config, size, batch)
-    full = not size.adapter
-    layers = matrices * (3 if full else 2) + attention * 3.5 + 6.0 * batch.tokens * size.adapter
-    again = {False: 0, SELECTIVE: batch.tokens * size.adapter}.get(checkpointing, matrices + attention)
-    return layers + again + head * (4 if full else 3)
+    layers = feet.step + feet.attention_step * batch.columns
+    return batch.tokens * layers + 2.0 * batch.scored * size.head * (3 if size.adapter else 4)
 
 
 @dataclass(frozen=True)
@@ -54,12 +45,12 @@ class Mean:
     forward: float
 
 
-def mean(config: PreTrainedConfig, size: Sizes, batches: list[Batch], checkpointing: bool | str) -> Mean:
+def mean(size: Sizes, feet: Footprint, batches: list[Batch]) -> Mean:
     """What a batch takes on average."""
     tokens = sum(batch.tokens for batch in batches)
     return Mean(
         tokens=tokens / len(batches),
         padding=sum(batch.padding for batch in batches) / max(1, tokens),
-        training=sum(training(config, size, batch, checkpointing) for batch in batches) / len(batches),
-        forward=sum(sum(forward(config, size, batch)) for batch in batches) / len(batches),
+        training=sum(training(size, feet, batch) for batch in batches) / len(batches),
+        forward=sum(forward(size, feet, batch) for batch in batches) / len(batches),
     )
