@@ -28,8 +28,8 @@ def require(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cfg: Dic
     if used:
         raise ModelError(
             f"model.path={cfg.model.path}: the tokenizer writes {used[0]!r} (token {beyond[used[0]]}), and the model "
-            f"has embeddings for {words:,} tokens. Give it more once, then model=path model.path=resized; under LoRA add "
-            f"lora.trainable_token_indices=[{beyond[used[0]]}]: {RESIZE.format(path=cfg.model.path)}"
+            f"has {words:,} embeddings. Give it more once, then model=path model.path=resized; under LoRA also "
+            f"+lora.trainable_token_indices=[{beyond[used[0]]}]: {RESIZE.format(path=cfg.model.path)}"
         )
 
 

@@ -8,6 +8,7 @@ transformers' and PEFT's own: no architecture is known here.
 import copy
 import itertools
 import weakref
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -235,27 +236,32 @@ class Step:
                 keep_products(model)
             if setting.checkpointing:
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            self._learn(base, layers_of(base, config.get_text_config().num_hidden_layers) or [])
+            layers = layers_of(base, config.get_text_config().num_hidden_layers) or []
+            watch, flop = Watch(), FlopCounterMode(display=False, custom_mapping=COUNTED)
+            kept, self.kept = self._learn(base, layers, watch, lambda: watch.now)
+            self.working = watch.most - self.kept
+            # by itself, for PyTorch's counter holds on to tensors
+            computed, self.forward = self._learn(base, layers, flop, lambda: self._counted(flop))
+            self.all = self._counted(flop)
+            self.layers = [(b - a, d[0] - c[0]) for (a, b), (c, d) in zip(kept, computed, strict=True)]
             self.scoring = self._score(model, base) if setting.reference_tokens else 0
 
-    def _learn(self, base: PreTrainedModel, layers: list[torch.nn.Module]) -> None:
-        watch, flop = Watch(), FlopCounterMode(display=False, custom_mapping=COUNTED)
-        seen: dict[int, tuple[int, int]] = {}
+    def _learn(self, base: PreTrainedModel, layers: list[torch.nn.Module], mode, reading: Callable):
+        """A forward and backward under `mode`: its reading around each layer's forward, and after all of them."""
+        seen: dict[int, object] = {}
 
         def begin(place: int, *_) -> None:  # the first time alone: checkpointing runs a layer again
-            seen.setdefault(place, (watch.now, flop.get_total_flops()))
+            seen.setdefault(place, reading())
 
         hooks = [layer.register_forward_pre_hook(partial(begin, place)) for place, layer in enumerate(layers)]
-        with watch, flop:
+        with mode:
             hidden = self._forward(base, self.setting.rows, self.setting.columns)
-            kept, self.forward = watch.now, self._counted(flop)
+            after = reading()
             for hook in hooks:
                 hook.remove()
             self.handed = hidden.numel() * hidden.element_size()
             hidden.backward(torch.empty_like(hidden))
-        marks = [*(seen[place] for place in sorted(seen)), (kept, self.forward[0])]
-        self.layers = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(marks)]
-        self.kept, self.working, self.all = kept, watch.most - kept, self._counted(flop)
+        return list(itertools.pairwise([*(seen[place] for place in sorted(seen)), after])), after
 
     def _score(self, model, base: PreTrainedModel) -> int:
         """The most bytes that a forward without gradients takes."""
