@@ -11,6 +11,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from preftune import checks, engine, fastpath, metrics, models, runs
 from preftune.data import Data, load
+from preftune.evaluation_means import EvaluationMeans
 from preftune.fastpath.checkpointing import keep_products
 from preftune.global_batch import accumulation
 from preftune.health import ProvedStart
@@ -124,7 +125,7 @@ def faster(trainer_class: type, settings: DictConfig) -> type:
 def with_metrics(trainer_class: type) -> type:
     """`trainer_class` proved at its first step, with preftune's metrics beside TRL's, by what the class computes."""
     mixins = {"_compute_loss": metrics.PerTokenMetrics, "get_batch_loss_metrics": metrics.PerTokenMeans}
-    added = [mixin for method, mixin in mixins.items() if hasattr(trainer_class, method)]
+    added = [mixin for method, mixin in mixins.items() if hasattr(trainer_class, method)] or [EvaluationMeans]
     return type(trainer_class.__name__, (ProvedStart, metrics.Throughput, *added, trainer_class), {})
 
 
