@@ -105,10 +105,8 @@ def examine(want: Settings, view: str | None, tokenizer, max_length: int | None,
         found.train = accepted(found.train, view, tokenizer, findings)
         rows = want.token_rows
         found.tokens = token_checks.check(found.train, views.KINDS[view], tokenizer, max_length, findings, rows)
-        if found.held_out is not None:
-            found.held_out = accepted(found.held_out, view, tokenizer, Findings())
-        if found.pairs is not None:
-            found.pairs = accepted(found.pairs, views.PAIRED, tokenizer, Findings())
+        found.held_out = usable(found.held_out, view, tokenizer, max_length, findings)
+        found.pairs = usable(found.pairs, views.PAIRED, tokenizer, max_length, Findings())
         if not len(found.train):
             findings.add("no_rows", [source.line() for source in want.sources])
     if want.sft_fraction and view == views.PAIRED:
@@ -168,6 +166,14 @@ def accepted(rows: Dataset, view: str, tokenizer, findings: Findings) -> Dataset
     """The rows that the chat template takes; the others go into `findings`."""
     bad = token_checks.refused(rows, views.KINDS[view], tokenizer, findings)
     return rows.select(np.setdiff1d(np.arange(len(rows)), bad)) if bad else rows
+
+
+def usable(rows: Dataset | None, view: str, tokenizer, max_length: int | None, findings: Findings) -> Dataset | None:
+    """The held-out rows that the chat template takes and that have an answer left; None where there are none."""
+    if rows is not None:
+        rows = accepted(rows, view, tokenizer, Findings())
+        rows = token_checks.answered(rows, views.KINDS[view], tokenizer, max_length, findings)
+    return rows if rows is not None and len(rows) else None
 
 
 def demonstrations(want: Settings, tokenizer, max_length: int | None, findings: Findings, skipped: Skipped) -> Dataset:
