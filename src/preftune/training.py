@@ -12,7 +12,7 @@ import datasets
 import transformers
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from transformers import Trainer, TrainerState
+from transformers import EarlyStoppingCallback, Trainer, TrainerState
 
 from preftune import checkpoints, checks, engine, hardware, health, launch, models, plan, report, runs
 from preftune.data import Data
@@ -67,6 +67,12 @@ def _trained(
 ) -> dict:
     started = time.time()
     print(hardware.describe() + (", bf16" if cfg.hardware.bf16 else ", float32"))
+    if cfg.train.get("save_only_model"):
+        print(
+            f"checkpoints: {runs.MODEL_ONLY} leaves optimizer, schedule and random state out: no resume=true from them"
+        )
+    if cfg.resume:
+        checkpoints.require_resumable(run)
     models.require_whole(cfg.model)
     tokenizer = models.load_tokenizer(cfg.model)
     data = load_data(cfg, tokenizer)
@@ -205,6 +211,12 @@ def run_training(trainer: Trainer, checkpoint: Path | None) -> None:
         trainer.train()
         return
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, EarlyStoppingCallback):  # its patience, which transformers counts from 0 again
+            kept = state.stateful_callbacks.get(type(callback).__name__) or {}
+            vars(callback).update(kept.get("attributes", {}))
+    if trainer.args.ignore_data_skip:
+        print("resume: train.ignore_data_skip=true: the epoch begins anew, not with the rows that are left of it")
     if state.global_step < state.max_steps:
         trainer.train(resume_from_checkpoint=str(checkpoint))
         return
@@ -220,8 +232,7 @@ def end_early(
         step = trainer.state.global_step
         raise Interrupted(
             interruption.signal,
-            f"Interrupted: {run}/checkpoint-{step} holds step {step} of {trainer.state.max_steps}. Go on with the same "
-            "command and resume=true",
+            f"Interrupted: {run}/checkpoint-{step} holds step {step} of {trainer.state.max_steps}. {runs.way_on(cfg)}",
         )
     if monitor.stopped_by is None:
         return
