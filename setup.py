@@ -1,4 +1,4 @@
-"""Which packages there are: all under src/, the recipes, and conf/ as preftune.conf. The rest stands in pyproject.toml."""
+"""The packages: all under src/, the recipes, and conf/ as preftune.conf. The rest stands in pyproject.toml."""
 
 from setuptools import find_packages, setup
 

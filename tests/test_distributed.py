@@ -84,6 +84,20 @@ def test_two_processes_train_what_one_does_with_a_batch_as_large(two, alone, fol
     assert first["reference_forwards"] > 0 and summary["reference_forwards"] == 0  # one cache for both
 
 
+@pytest.mark.parametrize("loss", ["dpo", "orpo"])
+def test_two_processes_evaluate_what_one_does_and_no_row_twice(alone, folder, loss):
+    rows = (folder / "eval.jsonl").read_text().splitlines(keepends=True)
+    (folder / "odd.jsonl").write_text("".join(rows[:13]))
+    more = (f"loss={loss}", "data.eval_split=odd.jsonl", "train.eval_strategy=epoch", "train.max_steps=2",
+            "hardware.per_device_eval_batch_size=4")  # fmt: skip
+    finished(folder / f"two-{loss}", "hardware=ddp", "nproc=2", *more)
+    one = train(alone(f"one-{loss}", *more))["held_out"]
+    two = json.loads((folder / f"two-{loss}" / "summary.json").read_text())["held_out"]
+    names = [name for name in one if name.startswith("eval_") and "second" not in name and "time" not in name]
+    assert {"eval_loss", "eval_rewards/accuracies"} <= set(names)
+    assert {name: two[name] for name in names} == pytest.approx({name: one[name] for name in names}, rel=1e-3, abs=1e-4)
+
+
 def test_rank_0_alone_writes_and_speaks(two):
     run, output = two
     for line in ("model: ", "data: ", "Run   "):

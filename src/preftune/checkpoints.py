@@ -13,6 +13,13 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from preftune import engine, runs
 
 SEAL = "hashes.json"  # written last: a checkpoint without it is half a checkpoint
+PARTS = {  # of a checkpoint that a run can go on from, as one process, DDP, FSDP and DeepSpeed write them
+    "weights": ["*.safetensors*", "pytorch_model*", "adapter_model*", "global_step*"],
+    "optimizer": ["optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*"],
+    "learning-rate schedule": ["scheduler.pt"],
+    "random state": ["rng_state*.pth"],
+    "step": ["trainer_state.json"],
+}
 BLOCK = 2**22
 
 
@@ -71,6 +78,22 @@ def newest(run: Path, before: float = float("inf")) -> Path | None:
             return found[step]
         print(f"{found[step]}: {what}; skipped")
     return None
+
+
+def lacking(folder: Path) -> list[str]:
+    """The parts that a checkpoint was saved without, and no run can go on without."""
+    return [part for part, names in PARTS.items() if not any(any(folder.glob(name)) for name in names)]
+
+
+def require_resumable(run: Path) -> None:
+    """Raise RunError where the newest sealed checkpoint of a run lacks a part: the run would not be the same."""
+    sealed = {int(path.parent.name.split("-")[1]): path.parent for path in run.glob(f"checkpoint-*/{SEAL}")}
+    if sealed and (parts := lacking(newest_sealed := sealed[max(sealed)])):
+        raise runs.RunError(
+            f"resume=true: {newest_sealed} was saved without its {', '.join(parts)} ({runs.MODEL_ONLY}), and going on "
+            "from it would be another run. Start it again elsewhere: output_dir=ANOTHER resume=false "
+            "train.save_only_model=false"
+        )
 
 
 def save_whole(target: Path, save: Callable[[str], None]) -> None:

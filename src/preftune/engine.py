@@ -144,7 +144,7 @@ def require_readable(cfg: DictConfig, checkpoint: Path, rows: int) -> None:
             f"{now}{WITH[ours]}: resume with the same hardware=… and nproc, or start anew elsewhere: output_dir=ANOTHER"
         )
     took = saved["train_batch_size"] * before
-    if before != now and took != rows * now:
+    if took != rows * now:
         fitting = f"hardware.per_device_train_batch_size={took // now}" if took % now == 0 else f"nproc={before}"
         raise LaunchError(
             f"{checkpoint} comes from {before} × {saved['train_batch_size']} rows at a time, and now there are {now} × "

@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from preftune import model_card, models, training
-from preftune.errors import UserError
+from preftune.errors import UserError, advice
 from preftune.evaluate import subjects
 from preftune.evaluate.pairs import token_ids
 from preftune.evaluate.subjects import Subject
@@ -52,8 +52,9 @@ def export(run: str, output: str, dtype: str | None, base: str) -> str:
     try:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
-        card = model_card.text(subject, target.name, base, difference)
-        (scratch / "README.md").write_text(card, encoding="utf-8")
+        with advice("model card"):
+            card = model_card.text(subject, target.name, base, difference)
+            (scratch / "README.md").write_text(card, encoding="utf-8")
         for path in scratch.iterdir():  # mkdtemp's folders and safetensors' files are their owner's alone
             path.chmod(0o644)
         scratch.chmod(0o755)

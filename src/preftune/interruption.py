@@ -39,7 +39,7 @@ class Interruption(TrainerCallback):
         if number == self.signal and time.monotonic() - self._since < ECHO:
             return
         if not self.training or self.signal is not None:
-            raise Interrupted(number, f"{name}: stopped. Go on with the same command and resume=true")
+            raise Interrupted(number, f"{name}: stopped; what was saved is kept")
         self.signal, self._since = number, time.monotonic()
         if main_process():  # each rank is signalled, and one speaks
             later = f"again, after {ECHO} s: at once"

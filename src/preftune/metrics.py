@@ -9,10 +9,14 @@ with r each answer's mean per token: never negative, and a lower bound where the
 import time
 from statistics import quantiles
 
+import numpy as np
 import torch
+from accelerate.utils import gather_object
+
+from preftune.evaluation_means import EvaluationMeans
 
 
-class PerTokenMetrics:
+class PerTokenMetrics(EvaluationMeans):
     """Mixin for trl.DPOTrainer and trl.KTOTrainer: reads the policy's log-probs as the loss is computed.
 
     Of the batch computed last it keeps `logratios_per_token` and `scored_tokens` (rows,), `desirable_share`
@@ -51,7 +55,7 @@ class PerTokenMetrics:
             self._log(mode, "kl/per_token", (means.expm1() - means).clamp(min=0))
             if "label" in inputs:
                 self.desirable_share = chosen.float().mean().item()
-                self._log_accuracy(mode, ratios[chosen], ratios[~chosen])
+                self._log_accuracy(mode, chosen, ratios)
             else:
                 self._log_by_length(mode, ratios[chosen] > ratios[~chosen], (tokens[chosen] + tokens[~chosen]) / 2)
                 if "ipo" in self.loss_types:
@@ -77,6 +81,7 @@ class PerTokenMetrics:
         for number, name in enumerate(("short", "medium", "long")):
             if (rows := right[third == number]).numel():
                 self._metrics[mode][f"rewards/accuracies_{name}"].append(rows.mean().item())
+                self.weights[f"rewards/accuracies_{name}"] = len(rows)
 
     def _thirds(self) -> list[float] | None:
         if not hasattr(self, "_length_bounds"):
@@ -86,10 +91,24 @@ class PerTokenMetrics:
                 self._length_bounds = quantiles([(len(a) + len(b)) / 2 for a, b in both], n=3)
         return self._length_bounds
 
-    def _log_accuracy(self, mode: str, chosen: torch.Tensor, rejected: torch.Tensor) -> None:
-        """KTO has no pairs: how often a desirable row of the batch is rewarded above an undesirable one."""
-        if len(chosen) and len(rejected):
-            self._log(mode, "rewards/accuracies", (chosen[:, None] > rejected[None]).float().mean().unsqueeze(0))
+    def _log_accuracy(self, mode: str, chosen: torch.Tensor, ratios: torch.Tensor) -> None:
+        """KTO has no pairs: how often a desirable row is rewarded above an undesirable one, of a batch or held out."""
+        if mode == "eval":
+            self._scored += zip(chosen.tolist(), ratios.tolist(), strict=True)
+        elif chosen.any() and not chosen.all():
+            above = ratios[chosen][:, None] > ratios[~chosen][None]
+            self._log(mode, "rewards/accuracies", above.float().mean().unsqueeze(0))
+
+    def evaluation_loop(self, *args, **kwargs):
+        self._scored = []
+        return super().evaluation_loop(*args, **kwargs)
+
+    def _of_the_whole_set(self) -> dict[str, float]:
+        scored = gather_object(self._scored)
+        good, bad = (np.sort([ratio for label, ratio in scored if label == side]) for side in (True, False))
+        if not len(good) or not len(bad):
+            return {}
+        return {"rewards/accuracies": np.searchsorted(bad, good, side="left").mean().item() / len(bad)}
 
     def _log(self, mode: str, name: str, values: torch.Tensor) -> None:
         self._metrics[mode][name].append(self.accelerator.gather_for_metrics(values).mean().item())
@@ -116,17 +135,25 @@ class Throughput:
         return super().log(logs, start_time)
 
 
-class PerTokenMeans:
+class PerTokenMeans(EvaluationMeans):
     """Mixin for trl's ORPOTrainer and CPOTrainer, whose `logps/*` are means per token where the loss is."""
 
     AVERAGED = ("ipo", "simpo")  # CPOTrainer's losses on means (its concatenated_forward); ORPO's one loss is on means
+
+    @property
+    def per_row(self) -> tuple[str, ...]:
+        """What is a mean over rows where the loss is on means."""
+        return ("logps/chosen_per_token", "logps/rejected_per_token") if self._averaged_loss() else ()
+
+    def _averaged_loss(self) -> bool:
+        return getattr(self, "loss_type", self.AVERAGED[0]) in self.AVERAGED
 
     def get_batch_loss_metrics(self, model, batch, train_eval="train"):
         loss, logged = super().get_batch_loss_metrics(model, batch, train_eval)
         prefix = "eval_" if train_eval == "eval" else ""
         for side in ("chosen", "rejected"):
             value = logged[f"{prefix}logps/{side}"]
-            if getattr(self, "loss_type", self.AVERAGED[0]) not in self.AVERAGED:
+            if not self._averaged_loss():
                 labels = batch[f"{side}_labels"]
                 counts = torch.stack([(labels != -100).sum(), torch.tensor(len(labels), device=labels.device)]).float()
                 tokens, rows = self.accelerator.gather(counts.unsqueeze(0)).sum(0).tolist()

@@ -21,6 +21,9 @@ from preftune.errors import Interrupted, Stopped, UserError
 PACKAGES = ["preftune", "torch", "trl", "transformers", "datasets", "peft", "accelerate", "bitsandbytes", "wandb"]
 # What a resumed run may set anew and be the same run
 MAY_CHANGE = {"resume", "tracking", "hardware", "nproc", "health", "gate"}
+# Of hardware, which may change: what on the same number of processes gives each step its rows
+SAME_STEPS = ("per_device_train_batch_size", "gradient_accumulation_steps")
+MODEL_ONLY = "train.save_only_model=true"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TORN = "inline_container.cc"  # where torch.save complains of a file that ends before what it wrote
 
@@ -39,6 +42,13 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """`write_text` for a JSON value, indented for people."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def way_on(cfg: DictConfig) -> str:
+    """How a run that has ended early goes on: from its last checkpoint, unless that holds the model alone."""
+    if cfg.train.get("save_only_model"):
+        return f"Its checkpoints hold the model alone ({MODEL_ONLY}); start again with output_dir=ANOTHER"
+    return "Go on with the same command and resume=true"
 
 
 def main_process() -> bool:
@@ -74,7 +84,7 @@ def opened(cfg: DictConfig, at_end: Callable[[Path], object], stages: bool = Fal
         _clear(run, but=".lock")
         open_run(cfg, stages)
         try:
-            with _ending(run):
+            with _ending(run, way_on(cfg)):
                 yield run
         finally:
             at_end(run)
@@ -86,7 +96,7 @@ def opened(cfg: DictConfig, at_end: Callable[[Path], object], stages: bool = Fal
 
 
 @contextlib.contextmanager
-def _ending(run: Path) -> Iterator[None]:
+def _ending(run: Path, way_on: str) -> Iterator[None]:
     """Keep status.json true: running, finished, stopped (by a guard), interrupted (by a signal) or failed."""
     write_json(run / "status.json", {"state": "running", "process": os.getpid(), "machine": platform.node()})
     state, why = "failed", None
@@ -99,7 +109,7 @@ def _ending(run: Path) -> Iterator[None]:
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         if disk_is_full(error):
-            why = f"the disk is full ({run}): nothing that was there is lost. Make room, then go on with resume=true"
+            why = f"the disk is full ({run}): nothing that was there is lost. Make room. {way_on}"
             raise RunError(why) from error
         raise
     finally:
@@ -136,9 +146,10 @@ def open_run(cfg: DictConfig, stages: bool = False) -> Path:
     if begun(run):
         if not cfg.resume:
             state = "a finished run" if (run / "summary.json").exists() else "an unfinished run"
+            go_on = "" if cfg.train.get("save_only_model") else "Go on with it: resume=true. Or start"
             raise RunError(
-                f"output_dir={run} holds {state}, and nothing is overwritten. Go on with it: resume=true. Or start "
-                "another: output_dir=ANOTHER"
+                f"output_dir={run} holds {state}, and nothing is overwritten. {go_on or 'Start'} another: "
+                "output_dir=ANOTHER"
             )
         if (run / "summary.json").exists() and not stages:
             raise RunError(f"output_dir={run} holds a finished run; there is nothing to resume. See {run}/summary.json")
@@ -167,7 +178,20 @@ def changed(cfg: DictConfig, run: Path) -> list[str]:
     """The sections of `cfg` that differ from those which the run was begun with, and may not."""
     config = OmegaConf.to_container(cfg, resolve=True)
     before = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-    return sorted(k for k in config | before if k not in MAY_CHANGE and config.get(k) != before.get(k))
+    keys = sorted(k for k in config | before if k not in MAY_CHANGE and config.get(k) != before.get(k))
+    now, then = (each.get("hardware") or {} for each in (config, before))
+    if kind_of_optimizer(now) != kind_of_optimizer(then):
+        keys.append(f"hardware.optim (it was {then.get('optim')})")
+    apart = [key for key in SAME_STEPS if now.get(key) != then.get(key)]
+    if apart and config.get("nproc") == before.get("nproc") and now.get("nodes") == then.get("nodes"):
+        keys += [f"hardware.{key} (it was {then.get(key)})" for key in apart]
+    return keys
+
+
+def kind_of_optimizer(hardware: dict) -> str:
+    """The optimizer whatever its kernel: AdamW's state is one, fused or not."""
+    name = str(hardware.get("optim"))
+    return "adamw_torch" if name in ("adamw_torch", "adamw_torch_fused") else name
 
 
 def begun(run: Path) -> bool:

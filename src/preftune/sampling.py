@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from preftune import evaluate, runs
+from preftune.errors import advice
 from preftune.health import Finding
 from preftune.health.rules import length_drift
 
@@ -24,6 +25,7 @@ class Samples(TrainerCallback):
         self.path, self.tokenizer, self.prompts, self.first = run / "samples.jsonl", tokenizer, prompts, first
         self.every, self.limit, self.act, self.tell = every, limit, act, tell
 
+    @advice("samples")
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step % self.every or not self.prompts:
             return

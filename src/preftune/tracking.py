@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from preftune.errors import UserError
+from preftune.errors import UserError, advice, brief
 from preftune.runs import main_process, write_text
 
 LOGIN_SECONDS = 20  # a key without a network would block for about 100 s
@@ -121,8 +121,15 @@ class Tracker:
     def __init__(self, cfg: DictConfig, run: Path, choices: dict[str, str]):
         self.run, self.active = run, cfg.tracking.report_to == "wandb" and main_process()
         self.line, self.sampled = "", []
-        if not self.active:
-            return
+        if self.active:
+            self.active = False
+            with advice("W&B"):
+                self._start(cfg, run, choices)
+                self.active = True
+            if not self.active:
+                os.environ["WANDB_MODE"] = "disabled"  # TRL's own callback would try once more
+
+    def _start(self, cfg: DictConfig, run: Path, choices: dict[str, str]) -> None:
         os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")  # else a kill loses the first 15 s
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
@@ -163,14 +170,18 @@ class Tracker:
             return
         try:
             self.wandb.finish(exit_code=exit_code(error))
-        except TimeoutError:
-            print(f"W&B did not take the whole run in {FINISH_SECONDS} s; send it with `wandb sync {self.folder}`")
+        except Exception as error:  # a network, a full disk: nothing of it is worth the run
+            print(
+                f"W&B ({brief(error)}) did not take the whole run in {FINISH_SECONDS} s; send it with `wandb sync {self.folder}`"
+            )
 
+    @advice("W&B")
     def manifest(self, manifest: dict) -> None:
         """What made the run (runs.manifest), as one more group of the config, so that runs can be filtered by it."""
         if self.active:
             self.wandb.config.update({"manifest": manifest}, allow_val_change=True)
 
+    @advice("W&B")
     def summary(self, summary: dict) -> None:
         """summary.json: its single values under their names there, its answers as the last rows of `samples`."""
         if not self.active:
@@ -180,14 +191,17 @@ class Tracker:
         if step not in {row["step"] for row in self.sampled} and summary.get("samples"):
             self.samples(step, [row | {"answer": row["after"]} for row in summary["samples"]])
 
+    @advice("W&B")
     def data_findings(self, findings: list[dict]) -> None:
         """The data's verdict as a table; without rows where nothing was found."""
         self._table("data_findings", findings)
 
+    @advice("W&B")
     def findings(self, findings: list[dict]) -> None:
         """All findings of the run's health as a table; without rows where it is healthy."""
         self._table("findings", findings)
 
+    @advice("W&B")
     def alert(self, finding: dict) -> None:
         """One finding, as it is made, as an alert that W&B mails or posts as its user has it set."""
         if self.active:
@@ -195,6 +209,7 @@ class Tracker:
             text = f"{values}. {finding['meaning']} {finding['remedy']}"
             self.wandb.alert(finding["code"][:TITLE], text, "WARN", wait_duration=1)
 
+    @advice("W&B")
     def samples(self, step: int, rows: list[dict]) -> None:
         """Answers at one step (prompt, before, answer), added to one table, which keeps those of all steps."""
         if self.active:

@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+from datasets import Dataset
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from peft import LoraConfig
@@ -11,9 +12,11 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from preftune import checks, engine, fastpath, fits, metrics, models, runs
 from preftune.data import Data, load
+from preftune.evaluation_means import EvaluationMeans
 from preftune.fastpath.checkpointing import keep_products
 from preftune.global_batch import accumulation
 from preftune.health import ProvedStart
+from preftune.template_tokens import TemplateTokens
 from preftune.tokenizer import carry
 
 
@@ -75,6 +78,7 @@ def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer=None) -> 
         peft_config=adapter(cfg.lora, model),
         **own_reference(model, cfg, arguments),
     )
+    say_left_out(trainer, data, evaluated)
     engine.require(cfg, trainer.accelerator)
     engine.release(trainer)
     if cfg.hardware.get("gradient_checkpointing") == checks.SELECTIVE:
@@ -96,6 +100,19 @@ def adapter(lora: DictConfig, model) -> LoraConfig | None:
     if given.get("target_modules") == "all-linear":
         given.setdefault("exclude_modules", models.outside_text(model))
     return LoraConfig(**given)
+
+
+def say_left_out(trainer: Trainer, data: Data, evaluated) -> None:
+    """Print how many rows the trainer has left out, since their prompt alone fills train.max_length."""
+    for name, before, after in (
+        ("training", data.train, trainer.train_dataset),
+        ("held-out", evaluated, trainer.eval_dataset),
+    ):
+        if isinstance(before, Dataset) and not getattr(trainer.args, "packing", False) and len(after) < len(before):
+            print(
+                f"left out: {len(before) - len(after):,} of {len(before):,} {name} rows, whose prompt alone fills "
+                f"train.max_length={trainer.args.max_length}: no answer token is left to train on"
+            )
 
 
 def early_stopping(cfg: DictConfig, arguments: dict) -> dict:
@@ -137,8 +154,12 @@ def faster(trainer_class: type, settings: DictConfig) -> type:
 
 def with_metrics(trainer_class: type) -> type:
     """`trainer_class` proved at its first step, with preftune's metrics beside TRL's, by what the class computes."""
-    mixins = {"_compute_loss": metrics.PerTokenMetrics, "get_batch_loss_metrics": metrics.PerTokenMeans}
-    added = [mixin for method, mixin in mixins.items() if hasattr(trainer_class, method)]
+    mixins = {
+        "_compute_loss": metrics.PerTokenMetrics,
+        "get_batch_loss_metrics": metrics.PerTokenMeans,
+        "tokenize_row": TemplateTokens,
+    }
+    added = [mixin for method, mixin in mixins.items() if hasattr(trainer_class, method)] or [EvaluationMeans]
     return type(trainer_class.__name__, (ProvedStart, metrics.Throughput, *added, trainer_class), {})
 
 

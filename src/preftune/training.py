@@ -12,11 +12,11 @@ import datasets
 import transformers
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from transformers import Trainer, TrainerState
+from transformers import EarlyStoppingCallback, Trainer, TrainerState
 
 from preftune import checkpoints, checks, engine, hardware, health, launch, models, plan, report, runs
 from preftune.data import Data
-from preftune.errors import Interrupted, Stopped
+from preftune.errors import Interrupted, Stopped, advice, brief
 from preftune.interruption import Interruption
 from preftune.sampling import Samples
 from preftune.summary import Look, last_evaluation, look, summarize
@@ -67,6 +67,12 @@ def _trained(
 ) -> dict:
     started = time.time()
     print(hardware.describe() + (", bf16" if cfg.hardware.bf16 else ", float32"))
+    if cfg.train.get("save_only_model"):
+        print(
+            f"checkpoints: {runs.MODEL_ONLY} leaves optimizer, schedule and random state out: no resume=true from them"
+        )
+    if cfg.resume:
+        checkpoints.require_resumable(run)
     models.require_whole(cfg.model)
     tokenizer = models.load_tokenizer(cfg.model)
     data = load_data(cfg, tokenizer)
@@ -78,7 +84,7 @@ def _trained(
         print(f"model: {cfg.model.path}, {models.describe(trainer.model)}")
     print(f"run: {run}" + (f"; {tracker.line}" if tracker.active else ""), flush=True)
     describe_run(cfg, run, trainer, data, choices, tracker)
-    looks = [look("start", trainer, data, cfg)]
+    looks = [snapshot("start", trainer, data, cfg)]
     gate = pass_gate(cfg, run, data, looks[0], findings)
     monitor = watch(cfg, run, trainer, looks[0], data, choices, tracker, findings)
     trainer.add_callback(interruption)
@@ -86,7 +92,7 @@ def _trained(
     end_early(cfg, run, trainer, monitor, interruption)
     held_out = last_evaluation(trainer) if trainer.eval_dataset is not None else {}
     checkpoints.save_whole(run / "model", trainer.save_model)
-    looks.append(look(f"after {choices.get('loss', 'training')}", trainer, data, cfg))
+    looks.append(snapshot(f"after {choices.get('loss', 'training')}", trainer, data, cfg))
     summary = summarize(trainer, looks, held_out) | {
         "gate": gate,
         "plan": planned,
@@ -103,10 +109,22 @@ def _trained(
     return summary
 
 
-def announce(cfg: DictConfig, data: Data, tokenizer) -> dict:
-    """Say what the run will take. Raises PlanError where that is more than there is, unless fit_check=false."""
-    made = plan.plan(cfg, data, tokenizer, world_size=runs.world_size(), sharding=launch.sharding(cfg))
-    print("\n".join(plan.lines(made)), flush=True)
+def snapshot(name: str, trainer: Trainer, data: Data, cfg: DictConfig) -> Look | None:
+    """`summary.look`; None where there are no pairs, or where the model could not be scored or would not answer."""
+    with advice(f"held-out pairs ({name})"):
+        return look(name, trainer, data, cfg)
+
+
+def announce(cfg: DictConfig, data: Data, tokenizer) -> dict | None:
+    """Say what the run will take, unless fit_check=false. Raises PlanError where that is more than there is."""
+    if not cfg.fit_check:
+        return None
+    try:
+        made = plan.plan(cfg, data, tokenizer, world_size=runs.world_size(), sharding=launch.sharding(cfg))
+        print("\n".join(plan.lines(made)), flush=True)
+    except Exception as error:  # it only advises: an architecture, a file or an adapter that it does not know
+        print(f"plan: not available ({brief(error)})", file=sys.stderr, flush=True)
+        return None
     plan.require_fits(made, cfg)
     return dataclasses.asdict(made)
 
@@ -205,6 +223,12 @@ def run_training(trainer: Trainer, checkpoint: Path | None) -> None:
         trainer.train()
         return
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, EarlyStoppingCallback):  # its patience, which transformers counts from 0 again
+            kept = state.stateful_callbacks.get(type(callback).__name__) or {}
+            vars(callback).update(kept.get("attributes", {}))
+    if trainer.args.ignore_data_skip:
+        print("resume: train.ignore_data_skip=true: the epoch begins anew, not with the rows that are left of it")
     if state.global_step < state.max_steps:
         trainer.train(resume_from_checkpoint=str(checkpoint))
         return
@@ -220,8 +244,7 @@ def end_early(
         step = trainer.state.global_step
         raise Interrupted(
             interruption.signal,
-            f"Interrupted: {run}/checkpoint-{step} holds step {step} of {trainer.state.max_steps}. Go on with the same "
-            "command and resume=true",
+            f"Interrupted: {run}/checkpoint-{step} holds step {step} of {trainer.state.max_steps}. {runs.way_on(cfg)}",
         )
     if monitor.stopped_by is None:
         return

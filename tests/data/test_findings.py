@@ -59,7 +59,7 @@ FOUND = {
     "long_tail": ([*many(), pair("How?", LONG * 10)], {"max_length": None}, ["rows.jsonl:25"]),
 }
 
-# user_turn_in_answer: test_shapes; suspected_swaps: test_label_noise
+# user_turn_in_answer: test_shapes; suspected_swaps: test_label_noise; held_out_loses_everything: test_template_tokens
 ELSEWHERE = {
     "user_turn_in_answer",
     "prompt_leakage",
@@ -68,7 +68,7 @@ ELSEWHERE = {
     "double_bos",
     "missing_eos",
 }
-ELSEWHERE |= {"mixed_shapes", "unknown_label", "suspected_swaps"}
+ELSEWHERE |= {"mixed_shapes", "unknown_label", "suspected_swaps", "held_out_loses_everything"}
 
 
 @pytest.fixture

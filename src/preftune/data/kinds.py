@@ -196,7 +196,12 @@ KINDS = {
     ),
     "loses_everything": Kind(
         WARNING,
-        "the prompt alone fills train.max_length, and the trainer drops the row",
+        "the prompt alone fills train.max_length, and the row is left out",
+        "raise train.max_length",
+    ),
+    "held_out_loses_everything": Kind(
+        WARNING,
+        "the prompt alone fills train.max_length, and the held-out row is left out",
         "raise train.max_length",
     ),
     "nothing_left": Kind(

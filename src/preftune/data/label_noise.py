@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune.data.shapes import PAIRS
-from preftune.data.token_checks import Row, tokenized
+from preftune.data.token_checks import sequences, tokenized
 
 FOLDS, STEPS, RIDGE = 5, 20, 1.0
 BATCH = 16
@@ -83,11 +83,6 @@ def reading(
         ).last_hidden_state
         means[picks] = (states.float() * answer.to(states.device)).sum(1).cpu().numpy()
     return narrowed(means[0::2] - means[1::2])
-
-
-def sequences(row: Row, max_length: int | None) -> list[tuple[list[int], int]]:
-    """(prompt + answer, where the answer begins) for both answers, cut as the trainer cuts them."""
-    return [((row.prompt + ids)[:max_length], len(row.prompt)) for ids in row.answers.values()]
 
 
 def narrowed(features: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from preftune.data.settings import Settings
 from preftune.data.shapes import DEMONSTRATIONS, PAIRS
 from preftune.data.table import Skipped, Table, table
 from preftune.data.token_checks import TokenFigures
+from preftune.errors import advice
 
 
 @dataclass(frozen=True)
@@ -95,20 +96,21 @@ def examine(want: Settings, view: str | None, tokenizer, max_length: int | None,
         return found
     view = view or next(name for name, kind in views.KINDS.items() if kind in kinds)
     for kind, rows in kinds.items():
-        found.sets[kind] = set_checks.check(rows, kind, findings)
+        with advice("data check"):
+            found.sets[kind] = set_checks.check(rows, kind, findings)
     found.train, found.held_out = shaped(parts, want, view, findings, seed)
     pairs = [rows for kind, rows in parts.held_out if kind == PAIRS]
     found.pairs = concatenate_datasets(pairs) if pairs else None
     if found.held_out is not None:
-        set_checks.leakage(found.train, found.held_out, findings)
+        with advice("leakage check"):
+            set_checks.leakage(found.train, found.held_out, findings)
     if tokenizer is not None:
         found.train = accepted(found.train, view, tokenizer, findings)
         rows = want.token_rows
-        found.tokens = token_checks.check(found.train, views.KINDS[view], tokenizer, max_length, findings, rows)
-        if found.held_out is not None:
-            found.held_out = accepted(found.held_out, view, tokenizer, Findings())
-        if found.pairs is not None:
-            found.pairs = accepted(found.pairs, views.PAIRED, tokenizer, Findings())
+        with advice("token check"):
+            found.tokens = token_checks.check(found.train, views.KINDS[view], tokenizer, max_length, findings, rows)
+        found.held_out = usable(found.held_out, view, tokenizer, max_length, findings)
+        found.pairs = usable(found.pairs, views.PAIRED, tokenizer, max_length, Findings())
         if not len(found.train):
             findings.add("no_rows", [source.line() for source in want.sources])
     if want.sft_fraction and view == views.PAIRED:
@@ -168,6 +170,14 @@ def accepted(rows: Dataset, view: str, tokenizer, findings: Findings) -> Dataset
     """The rows that the chat template takes; the others go into `findings`."""
     bad = token_checks.refused(rows, views.KINDS[view], tokenizer, findings)
     return rows.select(np.setdiff1d(np.arange(len(rows)), bad)) if bad else rows
+
+
+def usable(rows: Dataset | None, view: str, tokenizer, max_length: int | None, findings: Findings) -> Dataset | None:
+    """The held-out rows that the chat template takes and that have an answer left; None where there are none."""
+    if rows is not None:
+        rows = accepted(rows, view, tokenizer, Findings())
+        rows = token_checks.answered(rows, views.KINDS[view], tokenizer, max_length, findings)
+    return rows if rows is not None and len(rows) else None
 
 
 def demonstrations(want: Settings, tokenizer, max_length: int | None, findings: Findings, skipped: Skipped) -> Dataset:

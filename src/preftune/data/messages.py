@@ -21,6 +21,7 @@ ROLES = {
     "observation": "tool",
 }
 HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+HH_LINE = re.compile(r"(?:^|\n)(Human|Assistant):")  # where no empty line parts the turns
 HH_START = re.compile(r"\s*Human:")
 
 Messages = list[dict[str, str]]
@@ -71,8 +72,13 @@ def parts_text(parts: list, where: str) -> str:
 
 
 def from_dialogue_text(text: str, column: str) -> Messages:
-    """The messages of a dialogue in Anthropic's form; a last `Assistant:` alone is an empty message."""
-    start, *turns = HH_TURN.split(text.lstrip())
+    """The messages of a dialogue in Anthropic's form, or with single line breaks between its turns.
+
+    A last `Assistant:` alone is an empty message.
+    """
+    text = text.lstrip()
+    parted = len(HH_TURN.findall(text)) > 1
+    start, *turns = (HH_TURN if parted else HH_LINE).split(text)
     if start.strip():
         raise RowFault("wrong_type", f"{column} does not begin with Human:")
     roles, contents = turns[::2], turns[1::2]

@@ -81,12 +81,24 @@ def whole_pair(row: dict, _: str) -> list[dict]:
 
 
 def prompt_beside_dialogues(row: dict, rule: str) -> list[dict]:
+    """The dialogues' own prompt, or the column's where it holds more before the same turns (a system prompt, history).
+
+    Raises RowFault where the column holds a turn that would be lost.
+    """
     (pair,) = whole_pair(row, rule)
-    said, begins = as_prompt(row["prompt"]), as_dialogue(row["chosen"], "chosen")
-    texts = [turn["content"].strip() for turn in begins]
-    if said and said[-1]["content"].strip() not in texts:
-        raise RowFault("prompt_mismatch", f"the prompt {said[-1]['content'][:40]!r} is no turn of chosen")
+    said, begins = as_prompt(row["prompt"]), pair["prompt"]
+    if len(said) > len(begins) and turns(said[len(said) - len(begins) :]) == turns(begins):
+        return [pair | {"prompt": said}]
+    known = [content for _, content in turns(begins + pair["chosen"])]
+    lost = next((content for _, content in turns(said) if content not in known), None)
+    if lost is not None:
+        raise RowFault("prompt_mismatch", f"the prompt {lost[:40]!r} is no turn of chosen")
     return [pair]
+
+
+def turns(dialogue: list[dict]) -> list[tuple[str, str]]:
+    """Roles and contents, without the white space around them."""
+    return [(message["role"], message["content"].strip()) for message in dialogue]
 
 
 def labelled(row: dict, _: str) -> list[dict]:

@@ -52,7 +52,13 @@ def tokenized(rows: Dataset, kind: str, tokenizer) -> Iterator[Row]:
         for place, prompt in enumerate(prompts):
             shared = min(common(prompt, whole[place]) for whole in wholes.values())
             answers = {column: whole[place][shared:] for column, whole in wholes.items()}
-            yield Row(batch["origin"][place], prompt[:shared], answers, shared == len(prompt))
+            origin = batch["origin"][place] if "origin" in batch else ""
+            yield Row(origin, prompt[:shared], answers, shared == len(prompt))
+
+
+def sequences(row: Row, max_length: int | None) -> list[tuple[list[int], int]]:
+    """(prompt + answer, where the answer begins) for each answer, cut as the trainer cuts them."""
+    return [((row.prompt + ids)[:max_length], len(row.prompt)) for ids in row.answers.values()]
 
 
 def ids_of(tokenizer, dialogues: list[list[dict]], **options) -> list[list[int]]:
@@ -143,6 +149,18 @@ def faults(row: Row, kind: str, tokenizer, max_length: int, ends: set[int]) -> I
         kept = [ids[: max_length - len(row.prompt)] for ids in row.answers.values()]
         if kind == PAIRS and kept[0] == kept[1] and len(set(map(tuple, row.answers.values()))) == 2:
             yield "cut_alike", ""
+
+
+def answered(rows: Dataset, kind: str, tokenizer, max_length: int | None, findings: Findings) -> Dataset:
+    """The held-out rows that have an answer token left at `max_length`; the others go into `findings`."""
+    if max_length is None:
+        return rows
+    kept, lost = [], []
+    for place, row in enumerate(tokenized(rows, kind, tokenizer)):
+        (kept if len(row.prompt) < max_length else lost).append((place, row.origin))
+    if lost:
+        findings.add("held_out_loses_everything", [origin for _, origin in lost], count=len(lost), of=len(rows))
+    return rows.select([place for place, _ in kept]) if lost else rows
 
 
 def special_marks(tokenizer) -> re.Pattern | None:

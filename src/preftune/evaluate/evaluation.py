@@ -11,6 +11,10 @@ from rich.table import Table
 
 from preftune import judge, training
 from preftune.data import load as load_data
+from preftune.data import token_checks
+from preftune.data.findings import Findings
+from preftune.data.shapes import DEMONSTRATIONS
+from preftune.data.views import KINDS
 from preftune.errors import UserError
 from preftune.evaluate import generation, lm_tasks, pairs, subjects
 from preftune.evaluate.pairs import PairScores
@@ -120,7 +124,8 @@ def held_out(cfg: DictConfig, teacher: Subject, tokenizer) -> HeldOut:
 def whole_set(path, view: str, tokenizer, max_length: int | None) -> Dataset:
     """All rows of a data set (anything that data.path takes) in the form of a view. Raises DataError."""
     settings = OmegaConf.merge(subjects.base().data, {"path": path, "eval_fraction": 0.0, "skipped_file": None})
-    return load_data(settings, view=view, tokenizer=tokenizer, max_length=max_length, seed=0).train
+    rows = load_data(settings, view=view, tokenizer=tokenizer, max_length=max_length, seed=0).train
+    return token_checks.answered(rows, KINDS[view], tokenizer, max_length, Findings())
 
 
 def preferences(policy: PairScores, reference: PairScores, beta: float) -> dict:
@@ -155,8 +160,8 @@ def forgetting(loaded: Loaded, data: HeldOut, policy: PairScores, reference: Pai
     """Perplexity of the SFT data under policy and reference: what it rises by was forgotten."""
     if data.demonstrations is None:
         return {"perplexity": policy.perplexity(), "reference_perplexity": reference.perplexity()}
-    tokens = [pairs.row_tokens(loaded.tokenizer, each, "completion", data.max_length) for each in data.demonstrations]
-    rows = [[row] for row in tokens]
+    shown = token_checks.tokenized(data.demonstrations, DEMONSTRATIONS, loaded.tokenizer)
+    rows = [token_checks.sequences(row, data.max_length) for row in shown]
     mine = pairs.log_probs(loaded.model, loaded.tokenizer, rows, bf16)
     with loaded.reference() as other:
         theirs = pairs.log_probs(other, loaded.tokenizer, rows, bf16)

@@ -11,6 +11,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import add_fused_lm_head
 
+from preftune.data.shapes import PAIRS
+from preftune.data.token_checks import sequences, tokenized
 from preftune.evaluate.statistics import at_equal_length
 
 BATCH = 8  # pairs
@@ -100,7 +102,7 @@ def score(
 
     `fused`: whether the model's forward takes `fused_lm_head` already, as a trainer's does; it is lent one otherwise.
     """
-    sides = [[row_tokens(tokenizer, pair, side, max_length) for side in ("chosen", "rejected")] for pair in pairs]
+    sides = [sequences(row, max_length) for row in tokenized(pairs, PAIRS, tokenizer)]
     sums, counts = log_probs(model, tokenizer, sides, bf16, fused)
     return PairScores(*sums, *counts)
 
@@ -142,14 +144,6 @@ def _evaluating(model, fused: bool):
             del head.forward
             if before is not None:
                 head.forward = before
-
-
-def row_tokens(tokenizer: PreTrainedTokenizerBase, row: dict, side: str, max_length: int | None) -> Row:
-    """(ids, start): prompt and answer as one row, and where the answer begins, which is where TRL lets it begin."""
-    prompt = token_ids(tokenizer, row["prompt"], add_generation_prompt=True)
-    whole = token_ids(tokenizer, row["prompt"] + row[side])
-    start = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt))
-    return whole[:max_length], start
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict], **options) -> list[int]:

@@ -9,6 +9,7 @@ from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from preftune.errors import brief
 from preftune.fastpath.attention import FULL, IMPLEMENTATIONS, SLIDING, masks
 from preftune.fastpath.layout import IGNORED, lay_out
 
@@ -20,6 +21,13 @@ LENGTH_BOUND_ROPES = ("dynamic", "longrope")  # rotary frequencies that change w
 
 def why_not(model: PreTrainedModel, trainer) -> str | None:
     """Why `model`, which `trainer` runs, keeps TRL's own forward, in one line; None where it can be packed."""
+    try:
+        return _why_not(model, trainer)
+    except Exception as error:  # whatever a model of unknown code raises, TRL's path remains
+        return f"{type(model).__name__} could not be tried ({brief(error)})"
+
+
+def _why_not(model: PreTrainedModel, trainer) -> str | None:
     if is_peft_model(model):
         if getattr(model.active_peft_config, "is_prompt_learning", False):
             return "prompt-learning adapters put tokens before every row"

@@ -140,7 +140,7 @@ class LengthBatches:
     `tokens_per_batch` fits the number of rows to a token budget instead of `per_device_train_batch_size`: the loss of a
     batch is then multiplied by its rows over the mean number of rows, so that every row weighs the same in the
     gradient, and the global batch, to which the learning rate belongs, is that mean × gradient accumulation × ranks.
-    Evaluation keeps TRL's order: its metrics are means of batch means, which another order would change.
+    Evaluation keeps TRL's order; its metrics do not depend on it (`evaluation_means`).
     """
 
     bucket_batches = 64

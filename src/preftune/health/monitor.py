@@ -5,6 +5,7 @@ import math
 import torch
 from transformers import TrainerCallback
 
+from preftune.errors import advice
 from preftune.health.findings import Finding, Findings
 from preftune.health.rules import RULES, History
 from preftune.health.start import not_finite
@@ -28,6 +29,7 @@ class Monitor(TrainerCallback):
         if one is not None and not torch.isfinite(one).all():  # clipping has spread a NaN over all of them
             self.findings.stop(not_finite("gradient", state.global_step, float("nan")))
 
+    @advice("health")
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.history is None or not logs or "train_runtime" in logs:
             return

@@ -11,8 +11,10 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from preftune.errors import advice
 from preftune.evaluate.pairs import token_ids
 from preftune.health.findings import Finding, Findings
+from preftune.tokenizer import PROBE
 
 LN2 = math.log(2)
 # The loss of each of TRL's loss types where all log-ratios are 0, from the formulas of DPOTrainer and KTOTrainer
@@ -58,8 +60,9 @@ class ProvedStart:
         return loss
 
     def _look(self, faults: Iterator[Finding]) -> None:
-        for fault in faults:
-            self.findings.stop(fault)
+        with advice("step-0 check"):
+            for fault in faults:
+                self.findings.stop(fault)
 
 
 def not_finite(what: str, step: int, value: float) -> Finding:
@@ -140,7 +143,6 @@ def mask_faults(trainer, inputs: dict) -> Iterator[Finding]:
             yield mask_fault(row, "no token", "is scored: the prompt fills train.max_length")
             continue
         first, last = scored[0], scored[-1]
-        whole = ids[row][attended[row]].tolist()
         before = ids[row, :first][attended[row, :first]].tolist()
         if last - first + 1 != len(scored):
             yield mask_fault(row, "scattered tokens", "are scored: the mask has holes")
@@ -151,11 +153,8 @@ def mask_faults(trainer, inputs: dict) -> Iterator[Finding]:
             yield mask_fault(
                 row, repr(got), f"stands before the scored tokens, where {tokenizer.decode(opening)!r} should"
             )
-        elif (
-            len(whole) < (trainer.args.max_length or math.inf)
-            and tokenizer.eos_token_id not in ids[row, scored].tolist()
-        ):
-            yield mask_fault(row, "no EOS", "is among the scored tokens: the model would never learn to stop")
+        elif last != int(attended[row].nonzero()[-1]):
+            yield mask_fault(row, "the answer's end", "is not scored: the model would never learn to stop")
 
 
 def mask_fault(row: int, value: str, what: str) -> Finding:
@@ -171,9 +170,12 @@ def mask_fault(row: int, value: str, what: str) -> Finding:
 
 
 def opening_of_answers(tokenizer) -> list[int]:
-    """The tokens that a chat template puts between a question and its answer; empty where it puts none."""
-    question = [{"role": "user", "content": "question"}]
-    return token_ids(tokenizer, question, add_generation_prompt=True)[len(token_ids(tokenizer, question)) :]
+    """The tokens that a chat template puts between a question and its answer; empty where it has none of its own."""
+    question = PROBE[:1]
+    asked, opened = token_ids(tokenizer, question), token_ids(tokenizer, question, add_generation_prompt=True)
+    if opened[: len(asked)] != asked or token_ids(tokenizer, PROBE)[: len(opened)] != opened:
+        return []  # what stands before an answer depends on the row
+    return opened[len(asked) :]
 
 
 def parameter_faults(model: torch.nn.Module) -> Iterator[Finding]:
@@ -222,32 +224,24 @@ def meant_to_move(model: torch.nn.Module) -> set[str]:
 
 
 def gradient_faults(model: torch.nn.Module) -> Iterator[Finding]:
-    """Gradients that are missing, not finite, or zero everywhere."""
+    """Gradients that are not finite, or that are missing or zero for more than half of what is trained."""
     remedy = (
         "The loss does not reach these weights: run with fastpath.enabled=false and "
         "hardware.gradient_checkpointing=false; "
         "for 4-bit weights upgrade bitsandbytes."
     )
     grads = {name: each.grad for name, each in model.named_parameters() if each.requires_grad}
-    if missing := [name for name, grad in grads.items() if grad is None]:
-        yield Finding(
-            "step0_gradient",
-            0,
-            f"{len(missing)} without",
-            "all",
-            f"No gradient reaches {missing[0]} (and {len(missing) - 1} more).",
-            remedy,
-        )
-        return
-    norms = {name: grad.detach().float().norm() for name, grad in grads.items()}
-    if broken := [name for name, norm in norms.items() if not math.isfinite(norm.item())]:
-        yield not_finite("gradient", 0, norms[broken[0]].item())
+    norms = {name: 0.0 if grad is None else grad.detach().float().norm().item() for name, grad in grads.items()}
+    if broken := [name for name, norm in norms.items() if not math.isfinite(norm)]:
+        yield not_finite("gradient", 0, norms[broken[0]])
     # A zero-initialised LoRA B gets a gradient and passes none on to its A, so one side of each adapter moves at first
     sides: dict[str, float] = {}
     for name, norm in norms.items():
         place = name.split(".lora_")[0]
-        sides[place] = max(sides.get(place, 0.0), norm.item())
+        sides[place] = max(sides.get(place, 0.0), norm)
     dead = [place for place, norm in sides.items() if norm == 0]
-    if dead and (len(dead) == len(sides) or any(".lora_" in name for name in norms)):
-        value = f"{len(dead)} of {len(sides)} zero"
-        yield Finding("step0_gradient", 0, value, "0", f"The gradient of {dead[0]} is zero.", remedy)
+    if 2 * len(dead) > len(sides):
+        value = f"{len(dead)} of {len(sides)} without"
+        yield Finding("step0_gradient", 0, value, "0", f"No gradient reaches {dead[0]}.", remedy)
+    elif dead:  # experts that no token of the batch chose, towers that text never feeds
+        print(f"step-0 check: no gradient reached {len(dead)} of {len(sides)} trained modules, first {dead[0]}")
