@@ -53,7 +53,7 @@ def installed(built, tmp_path_factory):
 
 @pytest.fixture
 def at(installed, tmp_path):
-    """at("preftune", "dpo", …): the output of that command of the environment, in an empty folder with an empty home."""
+    """at("preftune", "dpo", …): what that command prints, in an empty folder with an empty home."""
 
     def run(program, *arguments):
         home = {"HOME": str(installed / "home"), "PREFTUNE_CACHE": str(installed / "cache")}

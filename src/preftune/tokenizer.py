@@ -106,12 +106,10 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def carry(tokenizer: PreTrainedTokenizerBase, model) -> None:
     """Write what the tokenizer knows into the model's configs, so that whoever loads the model stops where it stops."""
-    stops = stop_tokens(tokenizer)
-    config, generation = model.config.get_text_config(), model.generation_config
-    config.eos_token_id = stops if len(stops) > 1 else stops[0]
-    config.pad_token_id = tokenizer.pad_token_id
-    if generation is not None:
-        given = generation.eos_token_id
+    stops, generation = stop_tokens(tokenizer), getattr(model, "generation_config", None)
+    for config in filter(None, (model.config.get_text_config(), generation)):
+        given = config.eos_token_id
         given = [] if given is None else [given] if isinstance(given, int) else list(given)
-        generation.eos_token_id = list(dict.fromkeys([*stops, *given]))
-        generation.pad_token_id = tokenizer.pad_token_id
+        ends = list(dict.fromkeys([*stops, *given]))
+        config.eos_token_id = ends if len(ends) > 1 else ends[0]
+        config.pad_token_id = tokenizer.pad_token_id

@@ -171,9 +171,7 @@ class Tracker:
         try:
             self.wandb.finish(exit_code=exit_code(error))
         except Exception as error:  # a network, a full disk: nothing of it is worth the run
-            print(
-                f"W&B ({brief(error)}) did not take the whole run in {FINISH_SECONDS} s; send it with `wandb sync {self.folder}`"
-            )
+            print(f"W&B did not take the whole run ({brief(error)}); send it with `wandb sync {self.folder}`")
 
     @advice("W&B")
     def manifest(self, manifest: dict) -> None:

@@ -20,6 +20,7 @@ from preftune.errors import Interrupted, Stopped, advice, brief
 from preftune.interruption import Interruption
 from preftune.sampling import Samples
 from preftune.summary import Look, last_evaluation, look, summarize
+from preftune.tokenizer import carry
 from preftune.tracking import MetricsFile, Progress, Tracker
 from preftune.trainer import build_trainer, load_data
 
@@ -91,7 +92,7 @@ def _trained(
     run_training(trainer, resumed_from(cfg, run, trainer))
     end_early(cfg, run, trainer, monitor, interruption)
     held_out = last_evaluation(trainer) if trainer.eval_dataset is not None else {}
-    checkpoints.save_whole(run / "model", trainer.save_model)
+    checkpoints.save_whole(run / "model", lambda folder: save(trainer, folder))
     looks.append(snapshot(f"after {choices.get('loss', 'training')}", trainer, data, cfg))
     summary = summarize(trainer, looks, held_out) | {
         "gate": gate,
@@ -107,6 +108,15 @@ def _trained(
     if monitor.stopped_by:
         raise Stopped(f"Stopped: {monitor.stopped_by}")
     return summary
+
+
+def save(trainer: Trainer, folder: str) -> None:
+    """The model or its adapter with its tokenizer; beside an adapter the tokens that end it, too, which PEFT leaves out."""
+    carry(trainer.processing_class, trainer.accelerator.unwrap_model(trainer.model))
+    trainer.save_model(folder)
+    generation = getattr(trainer.model, "generation_config", None)
+    if generation is not None and runs.main_process():
+        generation.save_pretrained(folder)
 
 
 def snapshot(name: str, trainer: Trainer, data: Data, cfg: DictConfig) -> Look | None:
