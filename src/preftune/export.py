@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from preftune import model_card, models, training
+from preftune import hub, model_card, models, training
 from preftune.errors import UserError, advice
 from preftune.evaluate import subjects
 from preftune.evaluate.pairs import token_ids
@@ -26,12 +26,12 @@ class ExportError(UserError):
     """Why a run cannot be exported there, and how to go on."""
 
 
-def export(run: str, output: str, dtype: str | None, base: str) -> str:
+def export(run: str, output: str, dtype: str | None, base: str, push: str | None, private: bool) -> str:
     """Save the model of `run` (what subjects.find takes) in the new folder `output`; returns what was done, in words.
 
     `dtype` of the saved weights, null: as the run loaded them. `base`: "trained" merges a QLoRA adapter into the 4-bit
     weights that it was trained over, dequantized: an adapter makes up for what rounding did to these, so that over the
-    full-precision ones ("original") the logits are others. The folder is written beside its place under a temporary
+    full-precision ones ("original") the logits are others. `push` uploads the result to the hub. The folder is written beside its place under a temporary
     name and moved into it, and nothing is overwritten. Raises ExportError, SubjectError and ModelError.
     """
     training.quiet()
@@ -63,9 +63,10 @@ def export(run: str, output: str, dtype: str | None, base: str) -> str:
         scratch.rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    told = f"\npushed: {hub.push(str(target), push, private)}" if push else ""
     return (
         f"{target}: {model.num_parameters() / 1e6:,.1f}M parameters in {dtype or subject.start.dtype}\n"
-        f"log-probs before and after differ by {difference:.1e} nats at most (a dialogue of {ids.size(1)} tokens)"
+        f"log-probs before and after differ by {difference:.1e} nats at most (a dialogue of {ids.size(1)} tokens){told}"
     )
 
 

@@ -11,7 +11,6 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     OfflineModeIsEnabled,
-    RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.utils._http import default_client_factory
@@ -46,9 +45,10 @@ def require(repo: str, key: str, revision: str | None, kind: str = "model") -> N
         return
     try:
         HfApi().repo_info(repo, revision=revision, repo_type=kind, timeout=SECONDS)
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        raise HubError(why(error, repo, key, revision, kind)) from None
-    except Exception as error:  # whichever HTTP library the client stands on: no network, a proxy, a hub that stalls
+    except Exception as error:
+        if refused(error):
+            raise HubError(why(error, repo, key, revision, kind)) from None
+        # whichever HTTP library the client stands on: no network, a proxy, a hub that stalls
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
         print(f"hub: no answer ({brief(error)}); going on with the local cache", file=sys.stderr, flush=True)
 
@@ -62,7 +62,7 @@ def why(error: BaseException, repo: str, key: str, revision: str | None, kind: s
         return f"{named}: a gated repository. Accept its terms on its page at the hub, then `hf auth login`"
     if any(isinstance(each, RevisionNotFoundError) for each in chain):
         return f"{named}: the repository has no such branch, tag or commit"
-    if any(isinstance(each, RepositoryNotFoundError | HFValidationError) for each in chain):
+    if any(refused(each) for each in chain):
         return (
             f"{named}: not a folder or file here, and the hub has no such repository, or a private one: check the "
             "name, or `hf auth login` with a token that may read it"
@@ -76,9 +76,11 @@ def why(error: BaseException, repo: str, key: str, revision: str | None, kind: s
     return f"{named}: the hub did not give all of it ({brief(error)}). The same command goes on where it broke off"
 
 
-def from_hub(error: BaseException) -> bool:
-    """Whether an error came from the hub or the way to it."""
-    return any(isinstance(each, HfHubHTTPError | OfflineModeIsEnabled) for each in causes(error))
+def refused(error: BaseException) -> bool:
+    """Whether the hub answered, and said no: no such repository or revision, or no access."""
+    if isinstance(error, HfHubHTTPError):
+        return getattr(error.response, "status_code", None) in (401, 403, 404)
+    return isinstance(error, HFValidationError)
 
 
 def causes(error: BaseException) -> list[BaseException]:

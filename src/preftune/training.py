@@ -111,7 +111,7 @@ def _trained(
 
 
 def save(trainer: Trainer, folder: str) -> None:
-    """The model or its adapter with its tokenizer; beside an adapter the tokens that end it, too, which PEFT leaves out."""
+    """The model or its adapter with its tokenizer, and the tokens that end an answer, which PEFT leaves out."""
     carry(trainer.processing_class, trainer.accelerator.unwrap_model(trainer.model))
     trainer.save_model(folder)
     generation = getattr(trainer.model, "generation_config", None)

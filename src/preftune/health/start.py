@@ -105,7 +105,7 @@ def loss_faults(trainer) -> Iterator[Finding]:
     if getattr(args, "use_weighting", False) or any(name not in AT_START for name in types):
         return
     wanted = sum(weight * AT_START[name](args) for name, weight in zip(types, weights, strict=True))
-    found = without_weights(trainer, trainer.unscaled_loss.item())
+    found = without_weights(trainer, trainer.unscaled_loss.item() - routing_loss(trainer))
     spread = trainer.beta * 4 * allowed * trainer.scored_tokens.float().mean().item() + 1e-4
     if "sppo_hard" in types or "ipo" in types:
         spread = spread / trainer.beta**2 + 1e-3
@@ -119,6 +119,12 @@ def loss_faults(trainer) -> Iterator[Finding]:
             "The reference or the mask is not what the loss takes them for: run with fastpath.enabled=false, and clear "
             "the reference cache (python -m recipes.cache clear=true).",
         )
+
+
+def routing_loss(trainer) -> float:
+    """What TRL has added to the loss for a mixture of experts' balance; 0 elsewhere."""
+    logged = trainer._metrics["train"]["aux_loss"][-1:] if getattr(trainer, "aux_loss_enabled", False) else []
+    return sum(trainer.router_aux_loss_coef * each for each in logged)
 
 
 def without_weights(trainer, loss: float) -> float:

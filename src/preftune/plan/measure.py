@@ -7,6 +7,7 @@ transformers' and PEFT's own: no architecture is known here.
 
 import copy
 import itertools
+import logging
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -77,6 +78,7 @@ def _fused_backward(_, q, k, v, *__, out_shape=None, **___):
     return 2.5 * sdpa_flop_count(q, k, v)
 
 
+logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # it logs what is raised as well
 # What PyTorch's own counter leaves out
 COUNTED = {
     getattr(torch.ops.aten, name): count

@@ -1,0 +1,13 @@
+"""Versions, devices, kernels, reach of hub and W&B: what a bug report needs.
+
+`python -m recipes.env`
+"""
+
+import sys
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(f"{__doc__}\nIt takes no arguments." if sys.argv[1] not in ("--help", "-h") else print(__doc__))
+    from preftune.environment import report  # imports torch
+
+    print(report())
