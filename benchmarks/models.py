@@ -1,11 +1,11 @@
 """Every causal language model of transformers, tiny and random: does preftune train what TRL trains, with its losses?
 
     python -m benchmarks.models                    all of them, into docs/models.md (about 20 minutes on 2 cores)
-    python -m benchmarks.models gemma3 gpt_oss     some of them, on the terminal
+    python -m benchmarks.models gemma3 gpt_oss     some of them anew
 
-Each is built with the tiny tokenizer and trained for two DPO steps in float32, in full and with LoRA, by plain TRL and by
-preftune as its recipe runs it. A first DPO loss is ln 2 whatever the forward, so what is compared are logps/chosen and
-logps/rejected of the first step and, in full fine-tuning, the second loss.
+Each is built with the tiny tokenizer and trained for two DPO steps in float32, in full and with LoRA, by plain TRL and
+by preftune as its recipe runs it. A first DPO loss is ln 2 whatever the forward, so what is compared are logps/chosen
+and logps/rejected of the first step and, in full fine-tuning, the second loss.
 """
 
 import contextlib
@@ -15,7 +15,6 @@ import multiprocessing
 import os
 import sys
 import tempfile
-import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -34,24 +33,27 @@ from trl import DPOConfig, DPOTrainer
 from preftune import embedded, training
 from preftune.errors import brief
 
+RESULTS = Path(__file__).with_name("results") / "models.jsonl"
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 ROWS = [
     {"prompt": f"What is {thing}?", "chosen": f"In short, {thing} it is.", "rejected": "Who can say" + "!" * more}
     for more, thing in enumerate(("rain", "a cat", "the moon", "bread"))
 ]
 SMALL = {  # by the names that architectures give their sizes
-    64: "hidden_size d_model n_embd dim model_dim embedding_size word_embed_proj_dim hidden_dim_size attention_hidden_size",
+    64: "hidden_size d_model n_embd dim model_dim embedding_size word_embed_proj_dim attention_hidden_size",
     128: "intermediate_size ffn_dim n_inner d_ff dim_ff ffn_hidden_size decoder_ffn_dim mlp_hidden_size "
     "shared_intermediate_size expert_ffn_hidden_size max_position_embeddings_small",
     32: "moe_intermediate_size shared_expert_intermediate_size expert_intermediate_size kv_lora_rank q_lora_rank "
     "mamba_d_state state_size ssm_state_size vision_feature_size lora_rank linear_key_head_dim linear_value_head_dim",
     16: "head_dim qk_nope_head_dim v_head_dim qk_rope_head_dim attention_head_dim kv_channels rotary_dim mamba_d_head "
     "mamba_head_dim swa_head_dim global_head_dim",
-    4: "num_attention_heads n_head num_heads decoder_attention_heads encoder_attention_heads num_experts n_routed_experts "
-    "num_local_experts mamba_n_heads mamba_num_heads moe_num_experts num_attention_heads_per_layer",
-    2: "num_key_value_heads num_kv_heads n_layer num_layers n_layers decoder_layers encoder_layers num_experts_per_tok "
-    "num_experts_per_token moe_k moe_topk linear_num_key_heads linear_num_value_heads top_k_experts moe_top_k",
-    1: "n_group topk_group n_groups n_shared_experts mamba_n_groups depth first_k_dense_replace num_nextn_predict_layers",
+    4: "num_attention_heads n_head num_heads decoder_attention_heads encoder_attention_heads num_experts "
+    "n_routed_experts num_local_experts mamba_n_heads mamba_num_heads moe_num_experts num_attention_heads_per_layer",
+    2: "num_key_value_heads num_kv_heads n_layer num_layers n_layers decoder_layers encoder_layers "
+    "num_experts_per_tok num_experts_per_token moe_k moe_topk linear_num_key_heads linear_num_value_heads top_k_experts "
+    "moe_top_k",
+    1: "n_group topk_group n_groups n_shared_experts mamba_n_groups depth first_k_dense_replace "
+    "num_nextn_predict_layers",
 }
 SIZES = {name: size for size, names in SMALL.items() for name in names.split()}
 STEPS = {"learning_rate": 1e-3, "max_steps": 2, "lr_scheduler_type": "constant", "warmup_steps": 0, "logging_steps": 1}
@@ -68,8 +70,12 @@ def shrink(config, vocabulary: int) -> None:
             setattr(config, name, list(value[:layers]))
         elif isinstance(value, dict) and value and all(isinstance(key, int) for key in value):  # by layer
             setattr(config, name, {key: each for key, each in value.items() if key < layers})
+        elif "drop" in name and isinstance(value, float):  # chance, which TRL leaves on in some architectures
+            setattr(config, name, 0.0)
         elif name in SIZES and isinstance(value, int) and not isinstance(value, bool) and value > SIZES[name]:
             setattr(config, name, SIZES[name])
+    if hasattr(config, "kv_lora_rank") and hasattr(config, "num_key_value_heads"):  # latent attention has no groups
+        config.num_key_value_heads = config.num_attention_heads
     for name, value in {"num_hidden_layers": layers, "vocab_size": vocabulary, "is_decoder": True}.items():
         if hasattr(config, name):
             with contextlib.suppress(Exception):  # derived from a list
@@ -173,7 +179,6 @@ def compared(folder: Path, lora: bool) -> dict:
         except BaseException as error:  # SystemExit too: whatever ends a run
             row[name] = None
             row[f"{name}_error"] = brief(error)
-            row[f"{name}_traceback"] = traceback.format_exc()[-1500:]
     lines = said.getvalue().splitlines()
     row["said"] = [line for line in lines if line.startswith(("plan: not", "Packed forward off", "step-0"))]
     if row["trl"] and row["preftune"]:
@@ -228,8 +233,8 @@ def page(rows: list[dict]) -> str:
             "two DPO steps in float32, in full and with LoRA, by plain TRL and by preftune. Equal: logps/chosen and "
             "logps/rejected of the first step and, in full, the second loss, within 1e-4.",
             "",
-            f"Of {len(cells)} architectures {len(built)} could be built small; TRL trains {len(trains)} of them, preftune "
-            f"{len(ours)} of these, {len(equal)} with TRL's numbers.",
+            f"Of {len(cells)} architectures {len(built)} could be built small; TRL trains {len(trains)} of them, "
+            f"preftune {len(ours)} of these, {len(equal)} with TRL's numbers.",
             "",
             "| architecture | trains with TRL | with preftune | equal | fast path, or why not; errors |",
             "|---|---|---|---|---|",
@@ -241,7 +246,7 @@ def page(rows: list[dict]) -> str:
 
 def main() -> None:
     asked = sys.argv[1:] or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    rows, kept = [], Path(tempfile.gettempdir()) / "preftune-models.jsonl"
+    rows = []
     with ProcessPoolExecutor(2, multiprocessing.get_context("fork"), max_tasks_per_child=None) as pool:
         started = {pool.submit(matrix_row, kind): kind for kind in asked}
         for done in as_completed(started):
@@ -251,11 +256,10 @@ def main() -> None:
                 row = {"kind": started[done], "not_built": brief(error)}
             rows.append(row)
             print(f"{len(rows)}/{len(asked)}", *verdict(row), flush=True)
-            with kept.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-    if sys.argv[1:]:
-        return
-    PAGE.write_text(page(rows), encoding="utf-8")
+    known = {row["kind"]: row for row in map(json.loads, RESULTS.read_text().splitlines())} if RESULTS.exists() else {}
+    known |= {row["kind"]: row for row in rows}
+    RESULTS.write_text("".join(json.dumps(known[kind]) + "\n" for kind in sorted(known)))
+    PAGE.write_text(page(list(known.values())), encoding="utf-8")
     print(PAGE)
 
 

@@ -26,13 +26,14 @@ class ExportError(UserError):
     """Why a run cannot be exported there, and how to go on."""
 
 
-def export(run: str, output: str, dtype: str | None, base: str, push: str | None, private: bool) -> str:
+def export(run: str, output: str, dtype: str | None, base: str, push: str | None = None, private: bool = True) -> str:
     """Save the model of `run` (what subjects.find takes) in the new folder `output`; returns what was done, in words.
 
     `dtype` of the saved weights, null: as the run loaded them. `base`: "trained" merges a QLoRA adapter into the 4-bit
     weights that it was trained over, dequantized: an adapter makes up for what rounding did to these, so that over the
-    full-precision ones ("original") the logits are others. `push` uploads the result to the hub. The folder is written beside its place under a temporary
-    name and moved into it, and nothing is overwritten. Raises ExportError, SubjectError and ModelError.
+    full-precision ones ("original") the logits are others. The folder is written beside its place under a temporary
+    name and moved into it, and nothing is overwritten; `push` uploads it to the hub as well.
+    Raises ExportError, SubjectError and ModelError.
     """
     training.quiet()
     subject, target = subjects.find(run), Path(output).expanduser()

@@ -152,6 +152,20 @@ def require_trainable(model: PreTrainedModel, path: str, adapter: bool) -> None:
         raise ModelError(f"model.path={path}: its weights are quantized ({method}) and cannot move: lora=lora")
 
 
+def disable_dropout(model: torch.nn.Module) -> int:
+    """Switch off dropout that is a number of a module's own, which TRL's function leaves on; returns in how many.
+
+    With it the policy would differ from its reference before the first step, and by chance.
+    """
+    found = 0
+    for module in model.modules():
+        names = [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float) and value]
+        for name in names:
+            setattr(module, name, 0.0)
+        found += bool(names)
+    return found
+
+
 def outside_text(model: PreTrainedModel) -> str | None:
     """The modules that text never feeds, as PEFT's `exclude_modules`: all but the text model; None where it is all."""
     if model.config.get_text_config() is model.config:

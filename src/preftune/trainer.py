@@ -69,6 +69,9 @@ def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer=None) -> 
     models.require_trainable(model, cfg.model.path, bool(cfg.lora))
     fits.require(model, tokenizer, cfg, data)
     carry(tokenizer, model)
+    frozen = frozenset(name for name, each in model.named_parameters() if not each.requires_grad)
+    if getattr(args, "disable_dropout", False) and (count := models.disable_dropout(model)):
+        print(f"dropout: off in {count} modules more than TRL's disable_dropout reaches")
     trainer = with_metrics(faster(trainer_class, cfg.fastpath))(
         model=model,
         args=args,
@@ -83,6 +86,7 @@ def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer=None) -> 
     engine.release(trainer)
     if cfg.hardware.get("gradient_checkpointing") == checks.SELECTIVE:
         keep_products(trainer.model)
+    trainer.frozen_by_model = frozen
     trainer.starts_as_reference = cfg.model.reference is None
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

@@ -4,6 +4,7 @@ With the policy equal to the reference every log-ratio is 0, so each loss is a k
 adapter or mask shows here and nowhere else: training on it looks like training.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 
@@ -43,20 +44,22 @@ class ProvedStart:
 
     findings: Findings | None = None
     starts_as_reference = True
+    frozen_by_model: frozenset[str] = frozenset()  # parameters that the model's own code freezes
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         first = self.findings is not None and self.state.global_step == 0 and not getattr(self, "_proved", False)
         if first:
             self._proved = True
             self._look(mask_faults(self, inputs))
-            self._look(parameter_faults(self.accelerator.unwrap_model(model)))
-        loss = super().training_step(model, inputs, num_items_in_batch)
+            self._look(parameter_faults(self.accelerator.unwrap_model(model), self.frozen_by_model))
+        with modules_that_run(self.accelerator.unwrap_model(model) if first else None) as ran:
+            loss = super().training_step(model, inputs, num_items_in_batch)
         if self.findings is not None and not torch.isfinite(loss):
             self.findings.stop(not_finite("loss", self.state.global_step, loss.item()))
         if first:
             self._look(loss_faults(self))
             if not self.is_deepspeed_enabled:  # DeepSpeed keeps gradients to itself
-                self._look(gradient_faults(self.accelerator.unwrap_model(model)))
+                self._look(gradient_faults(self.accelerator.unwrap_model(model), ran))
         return loss
 
     def _look(self, faults: Iterator[Finding]) -> None:
@@ -184,9 +187,9 @@ def opening_of_answers(tokenizer) -> list[int]:
     return opened[len(asked) :]
 
 
-def parameter_faults(model: torch.nn.Module) -> Iterator[Finding]:
+def parameter_faults(model: torch.nn.Module, frozen: frozenset[str] = frozenset()) -> Iterator[Finding]:
     """Parameters that should move and do not, that should not and do, or are in float16."""
-    wanted = meant_to_move(model)
+    wanted = meant_to_move(model) - frozen
     moving = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     remedy = "Give LoRA's settings in lora.*, or lora=none for full fine-tuning, and freeze nothing by hand."
     if not moving:
@@ -229,14 +232,31 @@ def meant_to_move(model: torch.nn.Module) -> set[str]:
     )
 
 
-def gradient_faults(model: torch.nn.Module) -> Iterator[Finding]:
+@contextlib.contextmanager
+def modules_that_run(model: torch.nn.Module | None) -> Iterator[set[str]]:
+    """The names of the modules that run meanwhile: experts without tokens and towers without input do not."""
+    ran: set[str] = set()
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: ran.add(name))
+        for name, module in (model.named_modules() if model is not None else ())
+    ]
+    try:
+        yield ran
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def gradient_faults(model: torch.nn.Module, ran: set[str]) -> Iterator[Finding]:
     """Gradients that are not finite, or that are missing or zero for more than half of what is trained."""
     remedy = (
         "The loss does not reach these weights: run with fastpath.enabled=false and "
         "hardware.gradient_checkpointing=false; "
         "for 4-bit weights upgrade bitsandbytes."
     )
-    grads = {name: each.grad for name, each in model.named_parameters() if each.requires_grad}
+    moving = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    judged = {name: each for name, each in moving.items() if name.rpartition(".")[0] in ran} or moving
+    grads = {name: each.grad for name, each in judged.items()}
     norms = {name: 0.0 if grad is None else grad.detach().float().norm().item() for name, grad in grads.items()}
     if broken := [name for name, norm in norms.items() if not math.isfinite(norm)]:
         yield not_finite("gradient", 0, norms[broken[0]])
@@ -249,5 +269,5 @@ def gradient_faults(model: torch.nn.Module) -> Iterator[Finding]:
     if 2 * len(dead) > len(sides):
         value = f"{len(dead)} of {len(sides)} without"
         yield Finding("step0_gradient", 0, value, "0", f"No gradient reaches {dead[0]}.", remedy)
-    elif dead:  # experts that no token of the batch chose, towers that text never feeds
+    elif dead:
         print(f"step-0 check: no gradient reached {len(dead)} of {len(sides)} trained modules, first {dead[0]}")
