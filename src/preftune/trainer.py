@@ -54,6 +54,9 @@ def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer=None) -> 
     if "balance_labels" in cfg.loss and cfg.loss.balance_labels and data.kto_weights:
         arguments |= {key: arguments[key] * weight for key, weight in data.kto_weights.items()}
         print(f"KTO weights: {', '.join(f'{key} {arguments[key]:g}' for key in data.kto_weights)}")
+    if arguments.get("precompute_ref_log_probs") is False and (moved := moves_base(cfg.lora)):
+        arguments["precompute_ref_log_probs"] = isinstance(data.train, Dataset) and cfg.model.reference is None
+        print(f"reference: lora.{moved[0]} trains base weights, so the reference is the model before its first step")
     arguments |= early_stopping(cfg, arguments) | engine.arguments(cfg)
     args = args_class(
         output_dir=cfg.output_dir,
@@ -136,17 +139,24 @@ def early_stopping(cfg: DictConfig, arguments: dict) -> dict:
 def own_reference(model, cfg: DictConfig, arguments: dict) -> dict:
     """The reference, where it is not the policy as it starts and TRL would find none or another one.
 
-    `model.reference` names another model. In full fine-tuning with an online reference it is a copy of the model: TRL
-    would load one anew by name, without our revision and merges. Raises ModelError where the loss has no reference.
+    `model.reference` names another model. With an online reference it is a copy of the model in full fine-tuning (TRL
+    would load one anew by name, without our revision and merges), and beside an adapter that moves base weights.
+    Raises ModelError where the loss has no reference.
     """
     if cfg.model.reference is not None:
         if "precompute_ref_log_probs" not in arguments:
             raise models.ModelError(f"model.reference={cfg.model.reference}: this loss has no reference; leave it out")
         other = OmegaConf.merge(cfg.model, {"path": cfg.model.reference, "revision": None})
         return {"ref_model": models.load_model(other, cfg.lora, bool(cfg.hardware.use_cpu))}
-    if cfg.lora or arguments.get("precompute_ref_log_probs") is not False:
+    if arguments.get("precompute_ref_log_probs") is not False or (cfg.lora and not moves_base(cfg.lora)):
         return {}
     return {"ref_model": copy.deepcopy(model)}
+
+
+def moves_base(lora: DictConfig) -> list[str]:
+    """The settings of an adapter that train weights beside it: with the adapter off the model is not the start."""
+    found = [key for key in ("modules_to_save", "trainable_token_indices") if lora.get(key)]
+    return found + (["bias"] if lora.get("bias", "none") != "none" else [])
 
 
 def faster(trainer_class: type, settings: DictConfig) -> type:
