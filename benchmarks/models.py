@@ -50,8 +50,8 @@ SMALL = {  # by the names that architectures give their sizes
     4: "num_attention_heads n_head num_heads decoder_attention_heads encoder_attention_heads num_experts "
     "n_routed_experts num_local_experts mamba_n_heads mamba_num_heads moe_num_experts num_attention_heads_per_layer",
     2: "num_key_value_heads num_kv_heads n_layer num_layers n_layers decoder_layers encoder_layers "
-    "num_experts_per_tok num_experts_per_token moe_k moe_topk linear_num_key_heads linear_num_value_heads top_k_experts "
-    "moe_top_k",
+    "num_experts_per_tok num_experts_per_token moe_k moe_topk linear_num_key_heads linear_num_value_heads "
+    "top_k_experts moe_top_k",
     1: "n_group topk_group n_groups n_shared_experts mamba_n_groups depth first_k_dense_replace "
     "num_nextn_predict_layers",
 }
