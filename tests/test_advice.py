@@ -1,0 +1,66 @@
+"""What only advises may fail on what it does not know: one line, and the run goes on with the same losses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from preftune import evaluate, export, model_card, plan, report, sampling, training
+from preftune.data import loading
+from preftune.fastpath import applies
+from preftune.health import monitor, start
+
+ADVISERS = {
+    "plan": (plan, "plan", "plan: not available"),
+    "data check": (loading.set_checks, "check", "data check: not available"),
+    "token check": (loading.token_checks, "check", "token check: not available"),
+    "probe": (applies, "_why_not_model", "could not be tried"),
+    "step 0": (start, "mask_faults", "step-0 check: not available"),
+    "snapshot": (evaluate, "score", "held-out pairs (start): not available"),
+    "monitor": (monitor, "RULES", "health: not available"),
+    "samples": (sampling, "length_drift", "samples: not available"),
+    "report": (report, "write", "report: not written"),
+}
+
+
+def broken(*_, **__):
+    raise LookupError("nobody has seen the like of it")
+
+
+def losses(run: str) -> list[float]:
+    rows = map(json.loads, (Path(run) / "metrics.jsonl").read_text().splitlines())
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    return {}
+
+
+@pytest.mark.parametrize("name", [None, *ADVISERS], ids=str)
+def test_an_adviser_that_fails_costs_a_line(name, composed, monkeypatch, capsys, undisturbed):
+    cfg = composed("dpo", "sample_steps=1")
+    if name:
+        module, attribute, line = ADVISERS[name]
+        monkeypatch.setattr(module, attribute, [broken] if attribute == "RULES" else broken)
+    training.stage(cfg, {})
+    told = capsys.readouterr()
+    undisturbed.setdefault("losses", losses(cfg.output_dir))
+    assert losses(cfg.output_dir) == pytest.approx(undisturbed["losses"], rel=1e-5)
+    if name:
+        assert line in told.err + told.out and "nobody has seen" in told.err + told.out
+
+
+def test_without_the_fit_check_nothing_is_planned(composed, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "plan", broken)
+    training.stage(composed("dpo", "fit_check=false", "train.max_steps=1"), {})
+    assert "plan:" not in capsys.readouterr().err
+
+
+def test_an_export_does_without_its_card(composed, monkeypatch, capsys, tmp_path):
+    cfg = composed("dpo", "train.max_steps=1")
+    training.stage(cfg, {})
+    monkeypatch.setattr(model_card, "text", broken)
+    export.export(cfg.output_dir, str(tmp_path / "out"), None, "trained")
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert "model card: not available" in capsys.readouterr().err
