@@ -5,6 +5,7 @@ import torch
 from omegaconf import OmegaConf
 
 from preftune import embedded, models
+from preftune.errors import UserError
 from preftune.trainer import build_trainer
 
 
@@ -51,7 +52,7 @@ def test_a_tokenizer_without_a_template_gets_the_plain_one(tiny, tmp_path):
 
 def test_an_eos_token_that_is_no_token_is_refused(tiny):
     tiny.eos_token = "<|nothing|>"
-    with pytest.raises(models.ModelError, match="model.eos_token=<|nothing|>"):
+    with pytest.raises(UserError, match="model.eos_token=<|nothing|>"):
         models.load_tokenizer(tiny)
 
 

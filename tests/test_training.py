@@ -146,7 +146,7 @@ def test_a_folder_with_other_things_in_it_is_refused(composed):
 
 
 def test_what_failed_before_training_may_be_started_again_in_its_place(composed):
-    with pytest.raises(ValueError, match="not a folder here"):
+    with pytest.raises(ValueError, match="not a folder or file here"):
         train(composed("dpo", "model=path", "model.path=nobody/nothing"))
     assert train(composed("dpo"))["looks"]
 

@@ -94,6 +94,7 @@ class PerTokenMetrics(EvaluationMeans):
     def _log_accuracy(self, mode: str, chosen: torch.Tensor, ratios: torch.Tensor) -> None:
         """KTO has no pairs: how often a desirable row is rewarded above an undesirable one, of a batch or held out."""
         if mode == "eval":
+            self._scored = getattr(self, "_scored", [])
             self._scored += zip(chosen.tolist(), ratios.tolist(), strict=True)
         elif chosen.any() and not chosen.all():
             above = ratios[chosen][:, None] > ratios[~chosen][None]

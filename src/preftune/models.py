@@ -1,8 +1,10 @@
 """Model and tokenizer of a run: loaded, quantized and checked, with a chat template, an EOS and a padding token."""
 
+import contextlib
 import inspect
 import os
 import re
+import sys
 import tempfile
 from pathlib import Path
 
@@ -21,7 +23,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
-from trl.trainer.utils import create_model_from_path
 
 from preftune import embedded, hub
 from preftune.errors import UserError
@@ -116,6 +117,9 @@ def whole_model(path: str, revision: str | None = None, trust_remote_code: bool 
     A checkpoint in MXFP4 or FP8 is dequantized, which is said: these weights cannot be trained as they are.
     Raises ModelError where it is quantized in another way and in bitsandbytes' as well.
     """
+    with contextlib.redirect_stdout(sys.stderr):  # its import prints under WANDB_MODE=offline
+        from trl.trainer.utils import create_model_from_path
+
     config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     if stored := getattr(config, "quantization_config", None):
         method = dict(stored)["quant_method"] if isinstance(stored, dict) else stored.quant_method

@@ -1,13 +1,17 @@
 """The tokenizer of a run: a chat template that renders, the token that ends a turn, a padding token."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 from omegaconf import DictConfig
-from transformers import PreTrainedTokenizerBase
-from trl.chat_template_utils import get_training_chat_template
 
 from preftune.errors import UserError
+
+if TYPE_CHECKING:  # data is read without torch
+    from transformers import PreTrainedTokenizerBase
 
 PLAIN_TEMPLATE = Path(__file__).with_name("plain_chat.jinja")
 TRAINING = "training"  # as model.chat_template: the one that TRL ships for training this family
@@ -56,6 +60,8 @@ def template(tokenizer: PreTrainedTokenizerBase, model: DictConfig) -> str:
     if isinstance(found, dict):  # named variants
         found = found.get("default") or next(iter(found.values()))
     if model.chat_template == TRAINING:
+        from trl.chat_template_utils import get_training_chat_template
+
         try:
             found = get_training_chat_template(tokenizer) or found
         except ValueError:

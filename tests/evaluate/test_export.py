@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def test_nothing_is_overwritten_and_nothing_is_left_behind(trained, tmp_path, mo
         export.export("./nowhere", str(tmp_path / "new"), None, "trained")
     with pytest.raises(ExportError, match="one of trained, original"):
         export.export(str(trained("dpo")), str(tmp_path / "new"), None, "other")
-    monkeypatch.setattr(model_card, "text", lambda *_: 1 / 0)
+    monkeypatch.setattr(Path, "rename", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export.export(str(trained("dpo")), str(tmp_path / "new"), None, "trained")
     assert [path.name for path in tmp_path.iterdir()] == ["there"]

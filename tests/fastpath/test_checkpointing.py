@@ -17,7 +17,7 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrai
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from preftune.fastpath import checkpointing
-from preftune.plan import layers
+from preftune.plan import measure
 
 LORA = LoraConfig(r=4, lora_dropout=0.1, target_modules="all-linear", init_lora_weights=False)
 SELECTIVE = {"gradient_checkpointing": True}
@@ -125,7 +125,7 @@ def test_a_layer_keeps_less_than_half_of_what_it_would():
                                   num_attention_heads=9, num_key_value_heads=3, vocab_size=1000)  # fmt: skip
     adapter = tuple(sorted({"r": 16, "target_modules": "all-linear"}.items()))
     none, selective, full = (
-        layers.footprint(config, layers.Setting(2, 128, "float32", "bfloat16", "sdpa", adapter, False, given)).layer
+        measure.footprint(config, measure.Setting(2, 128, "float32", "bfloat16", "sdpa", adapter, False, given)).kept
         for given in (False, "selective", True)
     )
     assert full < selective < none / 2

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from preftune.errors import Stopped
 from preftune.health import Findings, Monitor
-from preftune.health.rules import History, gradient_norm, length_drift
+from preftune.health.rules import History, gradient_norm, length_drift, overfitting
 from preftune.trainer import build_trainer
 from preftune.training import train
 
@@ -99,12 +99,12 @@ def test_a_sick_run_is_named(watched, code, recipe, rows, overrides):
     assert code in watched(recipe, rows, *overrides)
 
 
-def test_accuracy_that_rises_on_train_and_falls_on_held_out_is_named(watched, tmp_path):
-    opposite = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in good()[36:]]
-    (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in opposite))
-    held_out = [f"data.eval_split={tmp_path / 'held_out.jsonl'}", "train.eval_strategy=steps", "train.eval_steps=1"]
-    held_out.append("train.learning_rate=3e-4")
-    assert "overfitting" in watched("dpo", lambda: good()[:36], *held_out)
+def test_accuracy_that_is_whole_on_train_and_falls_on_held_out_is_named(composed):
+    limits = composed("dpo").health
+    train = [{"step": step, "rewards/accuracies": 1.0} for step in range(1, 31)]
+    held_out = [{"step": step, "rewards/accuracies": value} for step, value in ((10, 0.9), (20, 0.8), (30, 0.6))]
+    assert overfitting(History(30, 1e-3, train, held_out), limits).code == "overfitting"
+    assert overfitting(History(30, 1e-3, train, held_out[:1] * 2), limits) is None
 
 
 def test_a_learning_rate_above_the_schedule_is_named(watched):

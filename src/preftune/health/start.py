@@ -50,21 +50,21 @@ class ProvedStart:
         first = self.findings is not None and self.state.global_step == 0 and not getattr(self, "_proved", False)
         if first:
             self._proved = True
-            self._look(mask_faults(self, inputs))
-            self._look(parameter_faults(self.accelerator.unwrap_model(model), self.frozen_by_model))
+            self._look(mask_faults, self, inputs)
+            self._look(parameter_faults, self.accelerator.unwrap_model(model), self.frozen_by_model)
         with modules_that_run(self.accelerator.unwrap_model(model) if first else None) as ran:
             loss = super().training_step(model, inputs, num_items_in_batch)
         if self.findings is not None and not torch.isfinite(loss):
             self.findings.stop(not_finite("loss", self.state.global_step, loss.item()))
         if first:
-            self._look(loss_faults(self))
+            self._look(loss_faults, self)
             if not self.is_deepspeed_enabled:  # DeepSpeed keeps gradients to itself
-                self._look(gradient_faults(self.accelerator.unwrap_model(model), ran))
+                self._look(gradient_faults, self.accelerator.unwrap_model(model), ran)
         return loss
 
-    def _look(self, faults: Iterator[Finding]) -> None:
+    def _look(self, faults: Callable, *arguments) -> None:
         with advice("step-0 check"):
-            for fault in faults:
+            for fault in faults(*arguments):
                 self.findings.stop(fault)
 
 
@@ -248,7 +248,7 @@ def modules_that_run(model: torch.nn.Module | None) -> Iterator[set[str]]:
 
 
 def gradient_faults(model: torch.nn.Module, ran: set[str]) -> Iterator[Finding]:
-    """Gradients that are not finite, or that are missing or zero for more than half of what is trained."""
+    """Gradients that are not finite, or that are missing or zero for half of what is trained."""
     remedy = (
         "The loss does not reach these weights: run with fastpath.enabled=false and "
         "hardware.gradient_checkpointing=false; "
@@ -266,7 +266,7 @@ def gradient_faults(model: torch.nn.Module, ran: set[str]) -> Iterator[Finding]:
         place = name.split(".lora_")[0]
         sides[place] = max(sides.get(place, 0.0), norm)
     dead = [place for place, norm in sides.items() if norm == 0]
-    if 2 * len(dead) > len(sides):
+    if dead and 2 * len(dead) >= len(sides):
         value = f"{len(dead)} of {len(sides)} without"
         yield Finding("step0_gradient", 0, value, "0", f"No gradient reaches {dead[0]}.", remedy)
     elif dead:
