@@ -11,6 +11,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.utils._http import default_client_factory
@@ -73,12 +74,14 @@ def why(error: BaseException, repo: str, key: str, revision: str | None, kind: s
             f"or a hub that does not answer). Where there is a network: `{download}`, then "
             + ("`model=path model.path=FOLDER`" if kind == "model" else "`data=file data.path=FOLDER`")
         )
+    if any(isinstance(each, RemoteEntryNotFoundError) for each in chain):
+        return f"{named}: the repository lacks a file that is needed ({brief(error)})"
     return f"{named}: the hub did not give all of it ({brief(error)}). The same command goes on where it broke off"
 
 
 def refused(error: BaseException) -> bool:
     """Whether the hub answered, and said no: no such repository or revision, or no access."""
-    if isinstance(error, HfHubHTTPError):
+    if isinstance(error, HfHubHTTPError) and not isinstance(error, RemoteEntryNotFoundError):
         return getattr(error.response, "status_code", None) in (401, 403, 404)
     return isinstance(error, HFValidationError)
 

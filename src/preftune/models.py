@@ -12,7 +12,7 @@ import torch
 import transformers
 import xxhash
 from omegaconf import DictConfig, OmegaConf
-from peft import PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -156,6 +156,13 @@ def require_trainable(model: PreTrainedModel, path: str, adapter: bool) -> None:
         raise ModelError(f"model.path={path}: its weights are quantized ({method}) and cannot move: lora=lora")
 
 
+def lora_config(given: dict, model: torch.nn.Module) -> LoraConfig:
+    """LoraConfig of these keywords, kept out of the towers that text never feeds where it means all layers."""
+    if given.get("target_modules") == "all-linear":
+        given = {"exclude_modules": outside_text(model)} | given
+    return LoraConfig(**given)
+
+
 def disable_dropout(model: torch.nn.Module) -> int:
     """Switch off dropout that is a number of a module's own, which TRL's function leaves on; returns in how many.
 
@@ -211,8 +218,10 @@ def _from_pretrained(load, model: DictConfig, **options):
     options |= {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     try:
         return load(path, **options)
+    except UserError:
+        raise
     except (OSError, ValueError, ImportError) as error:
-        if not local and not isinstance(error, ImportError) and isinstance(error, OSError):
+        if not local and isinstance(error, OSError):
             raise ModelError(hub.why(error, path, "model.path", model.revision)) from None
         said = str(error).strip().replace("`trust_remote_code=True`", "model.trust_remote_code=true")
         raise ModelError(f"model.path={model.path}: {next(iter(said.splitlines()), type(error).__name__)}") from error

@@ -97,7 +97,9 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
     It need not be the EOS token: Gemma's is <end_of_turn>, gpt-oss's <|return|>, ChatML's <|im_end|>.
     """
-    rendered = tokenizer.apply_chat_template(PROBE, tokenize=False)
+    rendered = tokenizer.apply_chat_template(PROBE, tokenize=False) if tokenizer.chat_template else ""
+    if ANSWER not in rendered:  # a tokenizer that `prepare` has not seen
+        return None
     behind = rendered[rendered.rindex(ANSWER) + len(ANSWER) :].strip()
     special = set(tokenizer.get_added_vocab().values()) | set(tokenizer.all_special_ids)
     first = next(iter(tokenizer(behind, add_special_tokens=False)["input_ids"]), None)
@@ -117,5 +119,6 @@ def carry(tokenizer: PreTrainedTokenizerBase, model) -> None:
         given = config.eos_token_id
         given = [] if given is None else [given] if isinstance(given, int) else list(given)
         ends = list(dict.fromkeys([*stops, *given]))
-        config.eos_token_id = ends if len(ends) > 1 else ends[0]
+        if ends:
+            config.eos_token_id = ends if len(ends) > 1 else ends[0]
         config.pad_token_id = tokenizer.pad_token_id

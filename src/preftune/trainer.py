@@ -99,14 +99,12 @@ def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer=None) -> 
 
 
 def adapter(lora: DictConfig, model) -> LoraConfig | None:
-    """`lora` as PEFT takes it, kept out of the towers that text never feeds; None for full fine-tuning."""
+    """`lora` as PEFT takes it (`models.lora_config`); None for full fine-tuning."""
     if not lora:
         return None
     given = OmegaConf.to_container(lora, resolve=True)
     given.pop("quantization", None)
-    if given.get("target_modules") == "all-linear":
-        given.setdefault("exclude_modules", models.outside_text(model))
-    return LoraConfig(**given)
+    return models.lora_config(given, model)
 
 
 def say_left_out(trainer: Trainer, data: Data, evaluated) -> None:

@@ -116,7 +116,8 @@ def save(trainer: Trainer, folder: str) -> None:
     trainer.save_model(folder)
     generation = getattr(trainer.model, "generation_config", None)
     if generation is not None and runs.main_process():
-        generation.save_pretrained(folder)
+        with advice("generation_config.json"):  # transformers refuses some that models come with
+            generation.save_pretrained(folder)
 
 
 def snapshot(name: str, trainer: Trainer, data: Data, cfg: DictConfig) -> Look | None:

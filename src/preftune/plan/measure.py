@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from preftune.checks import SELECTIVE
 from preftune.fastpath.checkpointing import keep_products
-from preftune.models import class_of, outside_text
+from preftune.models import class_of, lora_config
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,7 @@ def meta_model(config: PreTrainedConfig, dtype: str, attention: str | None = Non
         model = make(config, dtype=getattr(torch, dtype), attn_implementation=attention)
         if not adapter:
             return model
-        given = dict(adapter)
-        if given.get("target_modules") == "all-linear":
-            given.setdefault("exclude_modules", outside_text(model))
-        return get_peft_model(model, LoraConfig(**given))
+        return get_peft_model(model, lora_config(dict(adapter), model))
 
 
 def layers_of(model: torch.nn.Module, depth: int) -> list[torch.nn.Module] | None:

@@ -210,7 +210,7 @@ class Planner:
         return Plan(
             parameters=self.size.parameters,
             trained=moved,
-            architecture=self.source,
+            architecture=self.source + ", measured in bfloat16 and doubled" * self.feet.doubled,
             memory_gb=parts | {"total": round(held.total / GB, 3)},
             fullest_at=held.moment,
             limit_gb=most,
