@@ -1,5 +1,10 @@
 """Model and tokenizer: templates close answers with EOS, and what cannot be had says how to go on."""
 
+import re
+import shlex
+import subprocess
+import sys
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -75,3 +80,22 @@ def test_a_4_bit_layer_passes_gradients_after_a_forward_without_them(composed):
     trainer.compute_loss(trainer.model, batch).backward()
     silent = [n for n, p in trainer.model.named_parameters() if "lora_B" in n and (p.grad is None or not p.grad.any())]
     assert silent == []
+
+
+def test_tokens_without_an_embedding_are_one_line_whose_remedy_works(typed, small, pairs_file, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(embedded.folder("embedded://tiny"))
+    tokenizer.add_tokens(["moon"])
+    tokenizer.save_pretrained(tmp_path / "more")
+    AutoModelForCausalLM.from_pretrained(embedded.folder("embedded://tiny")).save_pretrained(tmp_path / "more")
+    run = [*small, "data=file", f"data.path={pairs_file}", "model=path"]
+    refused = typed("recipes.dpo", *run, "model.path=more", "output_dir=one")
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr
+    [line] = [line for line in refused.stderr.splitlines() if "model.path=more" in line]
+    command = re.search(r'python (-c ".*")', line)[1]
+    subprocess.run([sys.executable, *shlex.split(command)], cwd=tmp_path, check=True, capture_output=True)
+    saved = re.search(r"'(\+lora.modules_to_save=\[[^']*\])'", line)[1]
+    for output, extra in (("two", []), ("three", [saved])):
+        done = typed("recipes.dpo", *run, "model.path=resized", f"output_dir={output}", *extra)
+        assert done.returncode == 0, done.stderr

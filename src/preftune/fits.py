@@ -26,10 +26,12 @@ def require(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cfg: Dic
     always = {tokenizer.pad_token_id, *rendered} & set(beyond.values())
     used = [token for token, number in beyond.items() if number in always] or met(list(beyond), data)
     if used:
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        names = [name.rpartition(".")[2] for name, module in model.named_modules() if module in ends]
         raise ModelError(
             f"model.path={cfg.model.path}: the tokenizer writes {used[0]!r} (token {beyond[used[0]]}), and the model "
-            f"has {words:,} embeddings. Give it more once, then model=path model.path=resized; under LoRA also "
-            f"+lora.trainable_token_indices=[{beyond[used[0]]}]: {RESIZE.format(path=cfg.model.path)}"
+            f"has {words:,} embeddings. Give it more once, then model=path model.path=resized; an adapter learns them "
+            f"with '+lora.modules_to_save=[{','.join(names)}]' alone: {RESIZE.format(path=cfg.model.path)}"
         )
 
 
