@@ -6,6 +6,7 @@ KL(reference ‖ policy) from the log-ratios r of the batch's answers, as the me
 with r each answer's mean per token: never negative, and a lower bound where the tokens of an answer differ (Jensen).
 """
 
+import contextlib
 import time
 from statistics import quantiles
 
@@ -35,21 +36,24 @@ class PerTokenMetrics(EvaluationMeans):
                 calls.append(output.log_probs)
             return output
 
-        result = super()._compute_loss(recorded, inputs, return_outputs)
+        with self._reference_calls() as reference_calls:
+            result = super()._compute_loss(recorded, inputs, return_outputs)
         mode = "train" if self.model.training else "eval"
         mask = inputs["completion_mask"][:, 1:]
         log_probs = calls[-1].detach()[:, -mask.size(1) :]  # the policy's pass is the last (KTO's KL pass comes before)
         sums, tokens = (log_probs * mask).sum(1), mask.sum(1)
+        weights = self._weights(mask)
         if "label" in inputs:
-            chosen = inputs["label"].bool()
-            reference = inputs.get("ref_logps")
+            chosen, reference = inputs["label"].bool(), inputs.get("ref_logps")
         else:
             chosen = torch.arange(len(sums), device=sums.device) < len(sums) // 2
             reference = torch.cat(parts) if None not in (parts := _reference_of_pairs(inputs)) else None
+        if reference_calls:  # after KTO's KL pass too
+            reference = (reference_calls[-1][:, -mask.size(1) :] * weights).sum(1)
         self._log_per_token(mode, chosen, sums, tokens)
         self.unscaled_loss = (result[0] if return_outputs else result).detach()
         if reference is not None:
-            ratios = sums - reference.to(sums.device)
+            ratios = (log_probs * weights).sum(1) - reference.to(sums.device)
             means = ratios / tokens.clamp(min=1)
             self.logratios_per_token, self.scored_tokens = means, tokens
             self._log(mode, "kl/per_token", (means.expm1() - means).clamp(min=0))
@@ -62,6 +66,31 @@ class PerTokenMetrics(EvaluationMeans):
                     self._log(mode, "ipo/margin", means[chosen] - means[~chosen])
                     self._metrics[mode]["ipo/target"].append(1 / (2 * self.beta))
         return result
+
+    @contextlib.contextmanager
+    def _reference_calls(self):
+        """The log-probs (rows, tokens) that the reference gives meanwhile; none where they were computed beforehand."""
+        calls = []
+        if self.precompute_ref_logps:
+            yield calls
+            return
+
+        def keep(module, args, kwargs, output):
+            if kwargs.get("fused_lm_head") and not torch.is_grad_enabled():
+                calls.append(output.log_probs)
+
+        hook = (self.ref_model or self.model).register_forward_hook(keep, with_kwargs=True)
+        try:
+            yield calls
+        finally:
+            hook.remove()
+
+    def _weights(self, mask: torch.Tensor) -> torch.Tensor:
+        """What each completion token counts in the log-ratios: 1, and `ld_alpha` beyond the shorter of two answers."""
+        if getattr(self, "ld_alpha", None) is None:
+            return mask
+        shared = torch.minimum(*mask.sum(1).chunk(2)).repeat(2)
+        return torch.where(mask.cumsum(1) <= shared[:, None], 1.0, self.ld_alpha) * mask
 
     def _log_per_token(self, mode: str, chosen: torch.Tensor, sums: torch.Tensor, tokens: torch.Tensor) -> None:
         for name, rows in (("chosen", chosen), ("rejected", ~chosen)):

@@ -88,16 +88,20 @@ def _trained(
     looks = [snapshot("start", trainer, data, cfg)]
     gate = pass_gate(cfg, run, data, looks[0], findings)
     monitor = watch(cfg, run, trainer, looks[0], data, choices, tracker, findings)
+    proofs = health.EndProofs(trainer, findings, data.eval_pairs)
+    trainer.add_callback(proofs)
     trainer.add_callback(interruption)
     run_training(trainer, resumed_from(cfg, run, trainer))
     end_early(cfg, run, trainer, monitor, interruption)
     held_out = last_evaluation(trainer) if trainer.eval_dataset is not None else {}
     checkpoints.save_whole(run / "model", lambda folder: save(trainer, folder))
+    proofs.after_saving(run / "model")
     looks.append(snapshot(f"after {choices.get('loss', 'training')}", trainer, data, cfg))
     summary = summarize(trainer, looks, held_out) | {
         "gate": gate,
         "plan": planned,
         "findings": len(findings.rows()),
+        "proofs": [dataclasses.asdict(each) for each in findings.proofs.values()],
         "rolled_back_to": monitor.rolled_back_to,
         "peak_memory_gb": hardware.peak_memory_gb(),
         "seconds": round(time.time() - started, 1),
@@ -107,6 +111,8 @@ def _trained(
     tracker.summary(summary)
     if monitor.stopped_by:
         raise Stopped(f"Stopped: {monitor.stopped_by}")
+    if proofs.failed:
+        raise Stopped(f"Stopped: {proofs.failed} The model is in {run}/model.")
     return summary
 
 

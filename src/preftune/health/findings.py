@@ -34,12 +34,32 @@ class Finding:
         return f"{self.code} at step {self.step} ({', '.join(seen)}): {self.meaning} {self.remedy}"
 
 
+@dataclass(frozen=True)
+class Proof:
+    """Something that must hold and was measured to hold: its number, what that had to be, what it is of."""
+
+    name: str
+    value: float | str
+    wanted: str
+    meaning: str
+
+
 class Findings:
-    """The findings of a run, each code once, in <run>/findings.json from the first moment on (empty: healthy)."""
+    """The findings of a run, each code once, in <run>/findings.json from the first moment on (empty: healthy).
+
+    Beside them stand in proofs.json the proofs of what must hold, each with its number.
+    """
 
     def __init__(self, run: Path, tell: Callable[[dict], None] = lambda finding: None):
         self.path, self.tell, self.all = run / "findings.json", tell, []
+        self.proofs: dict[str, Proof] = {}
         self._write()
+
+    def prove(self, proof: Proof) -> None:
+        """Keep a proof, in the place of an earlier one of its name."""
+        self.proofs[proof.name] = proof
+        if main_process():
+            write_json(self.path.with_name("proofs.json"), [dataclasses.asdict(each) for each in self.proofs.values()])
 
     def __contains__(self, code: str) -> bool:
         return any(finding.code == code for finding in self.all)

@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from preftune.errors import advice
 from preftune.evaluate.pairs import token_ids
-from preftune.health.findings import Finding, Findings
+from preftune.health.findings import Finding, Findings, Proof
 from preftune.tokenizer import PROBE
 
 LN2 = math.log(2)
@@ -62,10 +62,13 @@ class ProvedStart:
                 self._look(gradient_faults, self.accelerator.unwrap_model(model), ran)
         return loss
 
-    def _look(self, faults: Callable, *arguments) -> None:
+    def _look(self, check: Callable, *arguments) -> None:
         with advice("step-0 check"):
-            for fault in faults(*arguments):
-                self.findings.stop(fault)
+            for found in check(*arguments):
+                if isinstance(found, Proof):
+                    self.findings.prove(found)
+                else:
+                    self.findings.stop(found)
 
 
 def not_finite(what: str, step: int, value: float) -> Finding:
@@ -81,15 +84,12 @@ def not_finite(what: str, step: int, value: float) -> Finding:
     )
 
 
-def loss_faults(trainer) -> Iterator[Finding]:
+def loss_faults(trainer) -> Iterator[Finding | Proof]:
     """Log-ratios that are not 0, a loss that is not its constant."""
     ratios = getattr(trainer, "logratios_per_token", None)
     if ratios is None or not trainer.starts_as_reference:  # nothing that is known
         return
-    model, args = trainer.model, trainer.args
-    exact = trainer.accelerator.mixed_precision == "no" and not getattr(model, "is_quantized", False)
-    exact = exact and next(model.parameters()).dtype == torch.float32
-    allowed = EXACT if exact else ROUNDED
+    args, allowed = trainer.args, rounding(trainer)
     bounds = allowed * (64 / trainer.scored_tokens.clamp(min=1)).sqrt()
     row = int((ratios.abs() / bounds).argmax())
     if ratios[row].abs() > bounds[row]:
@@ -102,6 +102,13 @@ def loss_faults(trainer) -> Iterator[Finding]:
             "first batch): the rewards would be measured against another model.",
             "Start both from the same weights: an adapter that begins at zero (lora.init_lora_weights=true), no "
             "dropout, the model of the SFT stage as model.path, a reference cache of this very model (recipes.cache).",
+        )
+    else:
+        yield Proof(
+            "policy_is_reference",
+            ratios[row].abs().item(),
+            f"at most {bounds[row].item():.1e}",
+            f"Log-ratio per token before the first step, of the worst of {len(ratios)} answers.",
         )
     types = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
     weights = getattr(args, "loss_weights", None) or [1.0] * len(types)
@@ -122,6 +129,16 @@ def loss_faults(trainer) -> Iterator[Finding]:
             "The reference or the mask is not what the loss takes them for: run with fastpath.enabled=false, and clear "
             "the reference cache (python -m recipes.cache clear=true).",
         )
+    else:
+        yield Proof(
+            "loss_at_start", found, f"{wanted:.4f}", f"Loss of the first batch ({', '.join(types)}), all log-ratios 0."
+        )
+
+
+def rounding(trainer) -> float:
+    """Nats per token that two log-probs of one model may differ by, in an answer of 64 tokens."""
+    exact = trainer.accelerator.mixed_precision == "no" and not getattr(trainer.model, "is_quantized", False)
+    return EXACT if exact and next(trainer.model.parameters()).dtype == torch.float32 else ROUNDED
 
 
 def routing_loss(trainer) -> float:
@@ -138,32 +155,54 @@ def without_weights(trainer, loss: float) -> float:
     return loss / (share * trainer.args.desirable_weight + (1 - share) * trainer.args.undesirable_weight)
 
 
-def mask_faults(trainer, inputs: dict) -> Iterator[Finding]:
+def mask_faults(trainer, inputs: dict) -> Iterator[Finding | Proof]:
     """Scored tokens that are no answer: none, not in one piece, not behind the prompt, without the answer's end."""
-    if "completion_mask" not in inputs:  # ORPO and CPO build their labels themselves
-        return
-    mask, ids = inputs["completion_mask"].bool().cpu(), inputs["input_ids"].cpu()
-    attended = inputs["attention_mask"].bool().cpu()
+    rows = [] if scores_otherwise(trainer.args) else list(scored_rows(inputs))
     tokenizer = trainer.processing_class
     opening = opening_of_answers(tokenizer)
-    for row in range(len(ids)):
-        scored = mask[row].nonzero().flatten().tolist()
-        if not scored:
+    one_piece = "labels" not in inputs  # a demonstration may have several answers
+    for row, (ids, scored) in enumerate(rows):
+        starts = (scored & ~scored.roll(1)).nonzero().flatten().tolist()
+        if not scored.any():
             yield mask_fault(row, "no token", "is scored: the prompt fills train.max_length")
-            continue
-        first, last = scored[0], scored[-1]
-        before = ids[row, :first][attended[row, :first]].tolist()
-        if last - first + 1 != len(scored):
-            yield mask_fault(row, "scattered tokens", "are scored: the mask has holes")
-        elif not before:
+        elif scored[0]:
             yield mask_fault(row, "the whole row", "is scored: the prompt would be trained too")
-        elif opening and before[-len(opening) :] != opening:
-            got = tokenizer.decode(before[-len(opening) :])
-            yield mask_fault(
-                row, repr(got), f"stands before the scored tokens, where {tokenizer.decode(opening)!r} should"
-            )
-        elif last != int(attended[row].nonzero()[-1]):
+        elif one_piece and len(starts) > 1:
+            yield mask_fault(row, "scattered tokens", "are scored: the mask has holes")
+        elif not scored[-1]:
             yield mask_fault(row, "the answer's end", "is not scored: the model would never learn to stop")
+        for start in starts if opening else []:
+            before = ids[max(0, start - len(opening)) : start].tolist()
+            if before != opening:
+                what = f"stands before the scored tokens, where {tokenizer.decode(opening)!r} should"
+                yield mask_fault(row, repr(tokenizer.decode(before)), what)
+    if rows:
+        count = sum(int(scored.sum()) for _, scored in rows)
+        total = sum(len(ids) for ids, _ in rows)
+        value = f"{count:,} of {total:,} tokens in {len(rows)} rows"
+        yield Proof("answers_alone_are_scored", value, "each answer and its end", "Trained tokens of the first batch.")
+
+
+def scores_otherwise(args) -> bool:
+    """Whether SFT was asked to train on more or less than the answers, or its rows are no longer apart."""
+    asked = getattr(args, "completion_only_loss", None) is False or getattr(args, "assistant_only_loss", False)
+    return asked or getattr(args, "packing", False) or getattr(args, "padding_free", False)
+
+
+def scored_rows(inputs: dict) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(token ids, whether each is scored) of each row of a batch, without its padding, as its trainer masks it."""
+    for side in ("", "chosen_", "rejected_"):
+        if f"{side}input_ids" not in inputs or not {f"{side}labels", "completion_mask"} & inputs.keys():
+            continue
+        ids = inputs[f"{side}input_ids"].cpu()
+        scored = (
+            inputs["completion_mask"].bool()
+            if not side and "completion_mask" in inputs
+            else inputs[f"{side}labels"] != -100
+        )
+        attended = inputs.get(f"{side}attention_mask", torch.ones_like(ids)).bool().cpu()
+        for row, mask, seen in zip(ids, scored.cpu(), attended, strict=True):
+            yield row[seen], mask[seen]
 
 
 def mask_fault(row: int, value: str, what: str) -> Finding:
@@ -187,7 +226,7 @@ def opening_of_answers(tokenizer) -> list[int]:
     return opened[len(asked) :]
 
 
-def parameter_faults(model: torch.nn.Module, frozen: frozenset[str] = frozenset()) -> Iterator[Finding]:
+def parameter_faults(model: torch.nn.Module, frozen: frozenset[str] = frozenset()) -> Iterator[Finding | Proof]:
     """Parameters that should move and do not, that should not and do, or are in float16."""
     wanted = meant_to_move(model) - frozen
     moving = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -203,6 +242,10 @@ def parameter_faults(model: torch.nn.Module, frozen: frozenset[str] = frozenset(
             yield Finding(
                 code, 0, shown, "0 parameters", f"{len(names)} parameters {meaning}, first {min(names)}.", remedy
             )
+    if moving == wanted:
+        yield Proof(
+            "trained_parameters", f"{len(moving)} tensors", f"{len(wanted)} tensors", "What an optimizer step moves."
+        )
     if half := [name for name, each in model.named_parameters() if each.dtype == torch.float16 and name in moving]:
         yield Finding(
             "step0_float16",
@@ -247,7 +290,7 @@ def modules_that_run(model: torch.nn.Module | None) -> Iterator[set[str]]:
             hook.remove()
 
 
-def gradient_faults(model: torch.nn.Module, ran: set[str]) -> Iterator[Finding]:
+def gradient_faults(model: torch.nn.Module, ran: set[str]) -> Iterator[Finding | Proof]:
     """Gradients that are not finite, or that are missing or zero for half of what is trained."""
     remedy = (
         "The loss does not reach these weights: run with fastpath.enabled=false and "
@@ -269,5 +312,8 @@ def gradient_faults(model: torch.nn.Module, ran: set[str]) -> Iterator[Finding]:
     if dead and 2 * len(dead) >= len(sides):
         value = f"{len(dead)} of {len(sides)} without"
         yield Finding("step0_gradient", 0, value, "0", f"No gradient reaches {dead[0]}.", remedy)
-    elif dead:
+    else:
+        value = f"{len(sides) - len(dead)} of {len(sides)} modules"
+        yield Proof("gradients_arrive", value, "more than half, all finite", "Trained modules that a gradient reached.")
+    if dead:
         print(f"step-0 check: no gradient reached {len(dead)} of {len(sides)} trained modules, first {dead[0]}")

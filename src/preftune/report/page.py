@@ -58,6 +58,7 @@ def stage_parts(stage: Record, title: str) -> str:
         )
     parts = [
         sections.findings(stage),
+        sections.proofs(stage),
         sections.gate(stage),
         sections.looks(stage),
         curves_of(stage),

@@ -29,6 +29,7 @@ class Record:
     status: dict
     findings: list[dict] | None  # None: the run's health was not watched
     data_findings: list[dict] | None
+    proofs: list[dict]
     rows: list[dict]  # of metrics.jsonl
     unreadable: int  # lines of metrics.jsonl, cut off by a kill
     samples: list[dict]  # of samples.jsonl: answers while it trained
@@ -107,6 +108,7 @@ def read(run: Path) -> Record:
         status=_json(run / "status.json", dict) or {},
         findings=_json(run / "findings.json", list),
         data_findings=_json(run / "data_findings.json", list),
+        proofs=_json(run / "proofs.json", list) or [],
         rows=rows,
         unreadable=unreadable,
         samples=_rows(run / "samples.jsonl")[0],

@@ -56,6 +56,19 @@ def finding_row(each: dict, tone: str, tag: str, text: str, middle: str) -> str:
     )
 
 
+def proofs(record: Record) -> str:
+    """proofs.json as a table: what was measured to hold, with its number."""
+    if not record.proofs:
+        return ""
+    rows = "".join(
+        f"<tr><td><code>{escape(str(each.get('name')))}</code><p>{escape(str(each.get('meaning')))}</p></td>"
+        f"<td>{escape(shown(each.get('value')))}</td><td>{escape(shown(each.get('wanted')))}</td></tr>"
+        for each in record.proofs
+    )
+    head = "<tr><th>what holds</th><th>measured</th><th>wanted</th></tr>"
+    return section("Proofs", f'<div class="wide"><table class="findings">{head}{rows}</table></div>')
+
+
 def gate(record: Record) -> str:
     """The perplexity of the held-out chosen answers before the stage, and the gate where the stage has one."""
     value = finite(record.gate.get("perplexity") or record.summary.get("perplexity"))

@@ -1,0 +1,202 @@
+"""End-of-run proofs: what was trained has moved and nothing else, the reference has not, what was saved is the model.
+
+Step 0 cannot see these: a callback that moves frozen weights drags an "adapter off" reference with it from step 1 on.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from transformers import Trainer, TrainerCallback
+from transformers.core_model_loading import revert_weight_conversion
+from trl.trainer.utils import use_adapter
+
+from preftune import engine, runs
+from preftune.errors import advice
+from preftune.evaluate.pairs import PairScores, score
+from preftune.health.findings import Finding, Findings, Proof
+from preftune.health.start import rounding
+from preftune.models import weights_digest
+
+PAIRS = 8  # held-out pairs of which the reference's log-probs are compared
+
+
+class EndProofs(TrainerCallback):
+    """Keeps hashes of the weights and the reference's log-probs from before the first step, and compares at the end."""
+
+    def __init__(self, trainer: Trainer, findings: Findings, pairs: Dataset | None):
+        self.trainer, self.findings, self.pairs = trainer, findings, pairs
+        self.weights: dict[str, str] = {}  # a hash of each parameter before the first step
+        self.trained: set[str] = set()
+        self.highest_rate, self.failed = 0.0, None
+        self.start = self._reference()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        with advice("end-of-run proof of the weights"):
+            self.trained = {name for name, each in self.trainer.model.named_parameters() if each.requires_grad}
+            self.weights = hashes(self.trainer.model)
+
+    def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        rates = [float(group["lr"]) for group in getattr(optimizer, "param_groups", [])]
+        self.highest_rate = max([self.highest_rate, *rates])
+
+    def on_train_end(self, args, state, control, **kwargs):
+        with advice("end-of-run proof of the weights"):
+            now = hashes(self.trainer.model) if self.weights else {}
+            moved = {name for name in now if now[name] != self.weights[name]}
+            if now and self.highest_rate > 0:
+                self._judge(trained_moved(moved & self.trained, self.trained, state.global_step))
+            if frozen := now.keys() - self.trained:
+                self._judge(frozen_stayed(moved - self.trained, frozen, state.global_step))
+
+    def after_saving(self, folder: Path) -> None:
+        """Compare what stands in `folder` with the model in memory, and the reference with the start's."""
+        step = self.trainer.state.global_step
+        with advice("end-of-run proof of what was saved"):
+            for found in gather_object(list(saved_equals(self.trainer.model, folder, step))):
+                self._judge(found)
+        if self.start is not None and (end := self._reference()) is not None:
+            self._judge(reference_stayed(self.start, end, rounding(self.trainer), step))
+
+    def _judge(self, found: Finding | Proof) -> None:
+        """Keep a proof or a finding; the run ends with the first finding, once all that it made is on disk."""
+        if isinstance(found, Proof):
+            self.findings.prove(found)
+        else:
+            self.findings.add(found)
+            self.failed = self.failed or found
+
+    def _reference(self) -> PairScores | None:
+        """The reference's scores of a few held-out pairs; None where it is fixed beforehand, or is none, or moves."""
+        with advice("end-of-run proof of the reference"):
+            trainer = self.trainer
+            moves = getattr(trainer.args, "sync_ref_model", False)
+            if self.pairs is None or not hasattr(trainer, "ref_model") or moves or trainer.precompute_ref_logps:
+                return None
+            policy = trainer.accelerator.unwrap_model(trainer.model)
+            model = policy if trainer.ref_model is None else trainer.accelerator.unwrap_model(trainer.ref_model)
+            with engine.whole(model), adapter_off(model) if model is policy else contextlib.nullcontext():
+                rows = self.pairs.select(range(min(PAIRS, len(self.pairs))))
+                bf16 = bool(trainer.args.bf16)
+                return score(model, trainer.processing_class, rows, trainer.args.max_length, bf16, model is policy)
+
+
+def adapter_off(model: PeftModel):
+    """The policy as TRL's trainers turn it into the reference."""
+    return use_adapter(model, "ref" if "ref" in model.peft_config else None)
+
+
+def whole_tensors(state: dict) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each tensor in the order of the names, gathered where FSDP has sharded it (every rank must take part)."""
+    for name, tensor in sorted(state.items()):
+        yield name, (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach()
+
+
+def hashes(model: torch.nn.Module) -> dict[str, str]:
+    """{parameter: hash of its dtype, shape and bytes}."""
+    with engine.whole(model):
+        state = dict(model.named_parameters())
+        return {name: weights_digest({name: tensor}).hexdigest() for name, tensor in whole_tensors(state)}
+
+
+def trained_moved(moved: set[str], trained: set[str], step: int) -> Finding | Proof:
+    value = f"{len(moved)} of {len(trained)} tensors"
+    if moved:
+        return Proof("trained_weights_moved", value, "> 0", "Weights that are trained differ from those of the start.")
+    return Finding(
+        "end_nothing_moved",
+        step,
+        value,
+        "> 0",
+        "No weight that is trained has moved: the run has changed nothing.",
+        "Raise train.learning_rate. In bfloat16 weights small steps round to nothing: then model.dtype=float32 "
+        "or lora=lora.",
+    )
+
+
+def frozen_stayed(moved: set[str], frozen: set[str], step: int) -> Finding | Proof:
+    if not moved:
+        return Proof(
+            "frozen_weights_stayed", f"{len(frozen)} of {len(frozen)} tensors", "all", "No other weight moved."
+        )
+    return Finding(
+        "end_frozen_moved",
+        step,
+        f"{len(moved)} of {len(frozen)} tensors, first {min(moved)}",
+        "0",
+        "Weights that were frozen have moved. A reference with the adapter off has moved with them, and the saved "
+        "adapter belongs to a base that no longer exists.",
+        "Leave out what writes into them (a callback, an average of weights), or train in full: lora=none.",
+    )
+
+
+def reference_stayed(start: PairScores, end: PairScores, allowed: float, step: int) -> Finding | Proof:
+    sides = ("chosen", "rejected")
+    tokens = torch.stack([getattr(start, f"{side}_tokens") for side in sides])
+    change = torch.stack([getattr(end, side) - getattr(start, side) for side in sides]).abs() / tokens
+    value = change.max().item()
+    if value <= allowed:
+        meaning = f"Largest change of the reference's log-prob per token in {2 * len(start.chosen)} held-out answers."
+        return Proof("reference_stayed", value, f"at most {allowed:.1e}", meaning)
+    return Finding(
+        "end_reference_moved",
+        step,
+        value,
+        allowed,
+        "The reference gives other log-probs (per token of a held-out answer) than before the first step: the rewards "
+        "were measured against a model that moved.",
+        "loss.precompute_ref_log_probs=true computes them before the first step.",
+    )
+
+
+class Saved:
+    """The tensors in the safetensors files of a folder."""
+
+    def __init__(self, folder: Path):
+        self.place = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, "pt") as file:
+                self.place |= dict.fromkeys(file.keys(), path)
+        self.files = len(set(self.place.values()))
+
+    def differs(self, name: str, tensor: torch.Tensor) -> bool:
+        with safe_open(self.place[name], "pt") as file:
+            saved = file.get_tensor(name)
+        return saved.shape != tensor.shape or not torch.equal(saved, tensor.to("cpu", saved.dtype))
+
+
+def saved_equals(model: torch.nn.Module, folder: Path, step: int) -> Iterator[Finding | Proof]:
+    """Whether the weights in `folder` are the model's; yields on the main process, all ranks take part.
+
+    Raises ValueError where names in memory and on disk cannot be matched.
+    """
+    adapter = isinstance(model, PeftModel)
+    with engine.whole(model):
+        state = dict(whole_tensors(get_peft_model_state_dict(model) if adapter else model.state_dict()))
+        if not runs.main_process():
+            return
+        saved = Saved(folder)
+        if not adapter and not saved.place.keys() <= state.keys():  # the hub's form: experts apart, other names
+            state = revert_weight_conversion(model, state)
+        tied = getattr(model, "all_tied_weights_keys", {})
+        if apart := (saved.place.keys() ^ state.keys()) - tied.keys():
+            raise ValueError(f"{len(apart)} names differ between memory and disk, first {min(apart)}")
+        differ = [name for name in saved.place if saved.differs(name, state[name])]
+    all_of = f"of {len(saved.place)} tensors in {saved.files} file{'s' * (saved.files > 1)}"
+    if not differ:
+        yield Proof("saved_equals_memory", f"{len(saved.place)} {all_of}", "all", "The saved weights are the model's.")
+        return
+    yield Finding(
+        "end_saved_differs",
+        step,
+        f"{len(differ)} {all_of}, first {min(differ)}",
+        "0",
+        f"What was saved in {folder} is not the model that was trained.",
+        "Check the disk, and take the last checkpoint: "
+        f"python -m recipes.export run={folder.parent}/checkpoint-{step} output=EXPORTED",
+    )
