@@ -121,25 +121,51 @@ def test_runs_train_with_templates_of_other_families(name, recipe, typed, pairs_
     assert ("missing_eos" in findings) == (name == "glm4moe")
 
 
-def test_what_ends_an_answer_is_in_every_artifact(typed, pairs_file, small, tmp_path):
-    base = AutoTokenizer.from_pretrained(embedded.folder("embedded://tiny"))
-    base.add_special_tokens({"eos_token": "<|endoftext|>"})
+@pytest.fixture
+def base(tmp_path):
+    """A folder with the tiny model as a base model has it: generation ends at <|endoftext|>, not where a turn does."""
+    tokenizer = AutoTokenizer.from_pretrained(embedded.folder("embedded://tiny"))
+    tokenizer.add_special_tokens({"eos_token": "<|endoftext|>"})
     model = AutoModelForCausalLM.from_pretrained(embedded.folder("embedded://tiny"))
-    model.resize_token_embeddings(len(base))
-    model.config.eos_token_id = model.generation_config.eos_token_id = base.eos_token_id
+    model.resize_token_embeddings(len(tokenizer))
+    model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(tmp_path / "base")
-    base.save_pretrained(tmp_path / "base")
-    turn = base.convert_tokens_to_ids("<|im_end|>")
-    given = ["model=path", f"model.path={tmp_path / 'base'}", "data=file", f"data.path={pairs_file}", "output_dir=run"]
+    tokenizer.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.mark.parametrize("lora", ["lora=none", "lora=lora lora.r=64"])
+def test_the_export_stops_where_the_trained_model_does(lora, typed, small, base, tmp_path):
+    rows = [{"prompt": f"Is {n} a number?", "chosen": "Yes.", "rejected": "No " * 5} for n in range(16)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ["model=path", f"model.path={base}", "model.eos_token=<|im_end|>", "data=file", "data.path=rows.jsonl"]
+    steps = ["train.max_steps=60", "train.learning_rate=0.02", "train.eval_strategy=no", "output_dir=run", "samples=2"]
+    done = typed("recipes.sft", *small, *given, *steps, *lora.split())
+    assert done.returncode == 0, done.stderr
+    assert typed("recipes.export", "run=run", "output=out").returncode == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    for sample in json.loads((tmp_path / "run" / "summary.json").read_text())["samples"]:
+        turn = [{"role": "user", "content": sample["prompt"]}]
+        ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        said = model.generate(**ids, max_new_tokens=40, do_sample=False)[0, ids["input_ids"].size(1) :]
+        assert len(said) < 40 and tokenizer.convert_ids_to_tokens(said.tolist())[-1] == "<|im_end|>"
+        assert tokenizer.decode(said, skip_special_tokens=True).strip() == sample["after"].strip() != ""
+
+
+def test_what_ends_an_answer_is_in_every_artifact(typed, pairs_file, small, base, tmp_path):
+    end = AutoTokenizer.from_pretrained(base).eos_token_id
+    given = ["model=path", f"model.path={base}", "data=file", f"data.path={pairs_file}", "output_dir=run"]
     done = typed("recipes.sft_dpo", *small, *given)
     assert done.returncode == 0, done.stderr
     done = typed("recipes.export", "run=run", "output=out")
     assert done.returncode == 0, done.stderr
+    turn = AutoTokenizer.from_pretrained(base).convert_tokens_to_ids("<|im_end|>")
     folders = [tmp_path / "out", *tmp_path.glob("run/**/generation_config.json")]
     assert len(folders) >= 4
     for folder in (each if each.is_dir() else each.parent for each in folders):
         ends = GenerationConfig.from_pretrained(folder).eos_token_id
-        assert ends[0] == turn and base.eos_token_id in ends, folder
+        assert ends[0] == turn and end in ends, folder
         tokenizer = models.load_tokenizer(section(path=str(folder), revision=None, trust_remote_code=False))
         assert stop_tokens(tokenizer)[0] == turn
     assert turn in json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"]
