@@ -138,3 +138,16 @@ def test_a_gradient_that_is_no_number_stops_before_the_step(trainer_of):
         lambda grad: grad * float("nan")
     )
     assert stops(trainer) == "gradient_not_finite"
+
+
+@pytest.mark.parametrize("noise", ["+train.neftune_noise_alpha=5", "+train.disable_dropout=false"])
+@pytest.mark.parametrize("recipe", ["dpo", "kto"])
+def test_noise_that_was_asked_for_is_no_fault_and_the_reference_is_measured_without_it(trainer_of, noise, recipe):
+    trainer = trainer_of(noise, "lora.lora_dropout=0.5", "train.max_steps=1", recipe=recipe)
+    trainer.train()
+    assert trainer.findings.rows() == []
+    assert {"policy_is_reference", "loss_at_start"} <= trainer.findings.proofs.keys()
+
+
+def test_a_wrong_reference_is_found_under_noise_too(trainer_of):
+    assert stops(trainer_of("+lora.init_lora_weights=false", "+train.neftune_noise_alpha=5")) == "step0_reference"

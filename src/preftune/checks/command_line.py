@@ -49,7 +49,7 @@ def command_line(config_name: str, argv: list[str] | None = None, here: bool = T
         if os.environ.get("RANK", "0") == "0":  # one process of many speaks
             print(render(list(dict.fromkeys(line.problems))), file=sys.stderr)
         sys.exit(2)
-    overrides = [line.final(override) for override in args.overrides]
+    overrides = [text for override in args.overrides for text in line.final(override)]
     arguments = [*flags(arguments, args.overrides), *overrides, *line.naming()]
     if argv is None:
         sys.argv[1:] = arguments
@@ -89,6 +89,7 @@ class Line:
         self.here = here
         self.problems: list[Problem] = []
         self.rewritten: dict[str, str] = {}
+        self.taken_apart: dict[str, list[str]] = {}
         self.composed: dict[tuple[str, ...], DictConfig] = {}
         self.loader = ConfigLoaderImpl(self.search_path(args))
         self.parser = OverridesParser.create(config_loader=self.loader)
@@ -131,10 +132,10 @@ class Line:
         self.problems.append(Problem(text, f"cannot be read; {remedy}"))
         return None
 
-    def final(self, text: str) -> str:
-        """What Hydra is given for an override: quoted first, then with its plus signs put right."""
+    def final(self, text: str) -> list[str]:
+        """What Hydra is given for an override: quoted first, then with its plus signs put right, or key by key."""
         quoted = self.rewritten.get(text, text)
-        return self.rewritten.get(quoted, quoted)
+        return self.taken_apart.get(quoted) or [self.rewritten.get(quoted, quoted)]
 
     def naming(self) -> list[str]:
         """In a sweep, what makes Hydra name each job by what it does not share with the others (preftune.sweep)."""
@@ -265,14 +266,18 @@ class Line:
         if fault := misdirected(override, known):
             self.problems.append(Problem(f"~{key}" if override.is_delete() else key, fault))
             return
-        if not override.is_delete():
+        laid = [override]
+        if known.is_open(key) and isinstance(override.value(), dict):  # Hydra adds no keys to a mapping, but by a path
+            self.taken_apart[typed] = [f"++{key}.{name}={written(value)}" for name, value in override.value().items()]
+            laid = [self.parser.parse_override(text) for text in self.taken_apart[typed]]
+        elif not override.is_delete():
             if key not in known.leaves:
                 self.rewritten[typed] = f"++{typed.lstrip('+')}"
             elif typed.startswith("+"):
                 self.rewritten.setdefault(typed, typed.lstrip("+"))
-            override = self.parser.parse_override(f"++{bare}")
+            laid = [self.parser.parse_override(f"++{bare}")]
         try:
-            ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
+            ConfigLoaderImpl._apply_overrides_to_config(laid, cfg)
         except REFUSALS as error:
             self.problems.append(Problem(key, first_line(error)))
 

@@ -11,6 +11,8 @@ from preftune.checks import renamed, stages
 from preftune.checks.fields import Field, fields
 from preftune.checks.problems import closest
 
+OPEN = ("architecture", "columns", "export", "judge")  # mappings whose keys no file lists
+
 
 def leaves(node: dict, path: str = "") -> Iterator[tuple[str, object]]:
     """Every key of a nested dict by its dotted path, with its value; an empty mapping is a leaf too."""
@@ -37,13 +39,17 @@ class Known:
 
     def allows(self, path: str) -> bool:
         """Whether a key may be set: it stands in the config, or is an argument (or lies in one that is a mapping)."""
-        if path in self.leaves or path in self.nodes:
+        if path in self.leaves or path in self.nodes or self.is_open(path.rpartition(".")[0]):
             return True
         section, name, below = self._split(path)
         argument = self.arguments(section).get(name)
         if argument is None:
             return False
         return not below or argument.wants.anything or "dict" in argument.wants.kinds
+
+    def is_open(self, path: str) -> bool:
+        """Whether a path is that of a mapping that takes any key: `data.columns`."""
+        return path.rpartition(".")[2] in OPEN and (path in self.leaves or path in self.nodes)
 
     def misplaced(self, path: str) -> str | None:
         """The key where an argument stands already, or that preftune sets it by; None in its own place."""

@@ -139,7 +139,12 @@ KINDS = {
     "label_imbalance": Kind(
         WARNING,
         "one label has several times the rows of the other",
-        "weigh the rarer one: loss.desirable_weight or loss.undesirable_weight",
+        "loss.balance_labels=true (the default) weighs the rarer one; more rows of it teach more",
+    ),
+    "one_label": Kind(
+        WARNING,
+        "every row has the same label",
+        "add rows of the other label; good answers alone are demonstrations: python -m recipes.sft trains on them",
     ),
     "few_prompts": Kind(
         WARNING,

@@ -116,9 +116,10 @@ def contradictory_labels(rows: Dataset, found: Hashes, labels: np.ndarray, findi
 
 def imbalance(labels: dict[str, int], findings: Findings) -> None:
     good, bad = labels["good"], labels["bad"]
-    if max(good, bad) > IMBALANCED * min(good, bad):
-        weights = ", ".join(f"loss.{name}={value}" for name, value in views.kto_weights(good, bad).items())
-        says = f"{good:,} answers are good and {bad:,} bad; {weights} would balance them"
+    says = f"{good:,} answers are good and {bad:,} bad"
+    if not min(good, bad):
+        findings.add("one_label", count=good + bad, of=good + bad, says=says)
+    elif max(good, bad) > IMBALANCED * min(good, bad):
         findings.add("label_imbalance", count=max(good, bad), of=good + bad, says=says)
 
 

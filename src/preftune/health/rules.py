@@ -164,7 +164,9 @@ def kto_one_label(history: History, limits) -> Finding | None:
             "only " + ("desirable" if "rewards/chosen" in row else "undesirable"),
             "both labels",
             "The batches since the last log held one label only: KTO weighs good against bad within a batch.",
-            "A larger hardware.per_device_train_batch_size, or leave fastpath.enabled=true, which mixes the labels.",
+            "Where the data has both labels, fastpath.enabled=true mixes them in each batch, and a larger "
+            "hardware.per_device_train_batch_size makes room for both. Where it has one: rows of the other, or, with "
+            "good answers alone, python -m recipes.sft.",
         )
 
 

@@ -52,15 +52,29 @@ class ProvedStart:
             self._proved = True
             self._look(mask_faults, self, inputs)
             self._look(parameter_faults, self.accelerator.unwrap_model(model), self.frozen_by_model)
+        if first and with_noise(self.args):
+            self._without_noise(inputs)
         with modules_that_run(self.accelerator.unwrap_model(model) if first else None) as ran:
             loss = super().training_step(model, inputs, num_items_in_batch)
         if self.findings is not None and not torch.isfinite(loss):
             self.findings.stop(not_finite("loss", self.state.global_step, loss.item()))
         if first:
-            self._look(loss_faults, self)
+            if not with_noise(self.args):
+                self._look(loss_faults, self)
             if not self.is_deepspeed_enabled:  # DeepSpeed keeps gradients to itself
                 self._look(gradient_faults, self.accelerator.unwrap_model(model), ran)
         return loss
+
+    def _without_noise(self, inputs) -> None:
+        """Where noise in training was asked for, the policy is compared with its reference in evaluation mode."""
+        if not hasattr(self, "ref_model"):
+            return
+        self.model.eval()
+        with advice("step-0 check"), torch.no_grad():
+            self._compute_loss(self.model, self._prepare_inputs(inputs), False)
+            self._look(loss_faults, self)
+        self._metrics["eval"].clear()
+        self.model.train()
 
     def _look(self, check: Callable, *arguments) -> None:
         with advice("step-0 check"):
@@ -141,9 +155,15 @@ def rounding(trainer) -> float:
     return EXACT if exact and next(trainer.model.parameters()).dtype == torch.float32 else ROUNDED
 
 
+def with_noise(args) -> bool:
+    """Whether the training forward was asked to differ from run to run: NEFTune, or dropout that is left on."""
+    return bool(getattr(args, "neftune_noise_alpha", None)) or getattr(args, "disable_dropout", None) is False
+
+
 def routing_loss(trainer) -> float:
     """What TRL has added to the loss for a mixture of experts' balance; 0 elsewhere."""
-    logged = trainer._metrics["train"]["aux_loss"][-1:] if getattr(trainer, "aux_loss_enabled", False) else []
+    mode = "train" if trainer.model.training else "eval"
+    logged = trainer._metrics[mode]["aux_loss"][-1:] if getattr(trainer, "aux_loss_enabled", False) else []
     return sum(trainer.router_aux_loss_coef * each for each in logged)
 
 
