@@ -1,5 +1,7 @@
 """The models that need no hub: SmolLM2 out of a PyPI package, and a tiny one for tests, each built once and cached."""
 
+import atexit
+import functools
 import importlib.util
 import os
 import shutil
@@ -18,9 +20,23 @@ CHATML = (
 )
 
 
+@functools.cache
 def cache_dir() -> Path:
-    """Where preftune keeps what it can compute again: PREFTUNE_CACHE, else ~/.cache/preftune."""
-    return Path(os.environ.get("PREFTUNE_CACHE") or Path.home() / ".cache" / "preftune").expanduser()
+    """Where preftune keeps what it can compute again: PREFTUNE_CACHE, else ~/.cache/preftune.
+
+    Where that cannot be written to, a folder of this process alone, with a line that says so.
+    """
+    place = Path(os.environ.get("PREFTUNE_CACHE") or Path.home() / ".cache" / "preftune").expanduser()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=place).close()
+        return place
+    except OSError as error:
+        why = f"{place} cannot be written to ({error.strerror})"
+        print(f"cache: {why}, so nothing is kept. PREFTUNE_CACHE names another folder", file=sys.stderr)
+        scratch = tempfile.TemporaryDirectory(prefix="preftune-")
+        atexit.register(scratch.cleanup)
+        return Path(scratch.name)
 
 
 def folder(path: str) -> Path:

@@ -1,7 +1,14 @@
 """Errors that the user can set right: they say how, and are printed without a traceback."""
 
 import contextlib
+import errno
+import os
 import sys
+
+PLACES = {  # what a path is, rather than what a program does, makes these fail
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT,
+}  # fmt: skip
 
 
 class UserError(ValueError):
@@ -46,9 +53,17 @@ def advice(what: str):
 
 @contextlib.contextmanager
 def plainly():
-    """End the program with the message alone where a UserError is raised; everything else keeps its traceback."""
+    """End the program with the message alone where a UserError is raised, or a path cannot be read or written.
+
+    Everything else keeps its traceback; with HYDRA_FULL_ERROR=1 the paths do too.
+    """
     try:
         yield
     except UserError as error:
         print(error, file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        if error.filename is None or error.errno not in PLACES or os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        print(f"{error.filename}: {error.strerror}. Name another place, or make room there", file=sys.stderr)
+        raise SystemExit(1) from None

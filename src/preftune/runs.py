@@ -72,7 +72,12 @@ def opened(cfg: DictConfig, at_end: Callable[[Path], object], stages: bool = Fal
     if not main_process():
         yield run
         return
-    run.mkdir(parents=True, exist_ok=True)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"output_dir={run}: no folder can be made there ({error.strerror}): output_dir=ANOTHER"
+        ) from None
     lock = FileLock(run / ".lock")
     try:
         lock.acquire(timeout=0)

@@ -121,6 +121,10 @@ class Tracker:
     def __init__(self, cfg: DictConfig, run: Path, choices: dict[str, str]):
         self.run, self.active = run, cfg.tracking.report_to == "wandb" and main_process()
         self.line, self.sampled = "", []
+        if self.active and os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
+            print("W&B: off (WANDB_DISABLED); metrics.jsonl and report.html hold what it would show")
+            self.active = False
+            os.environ["WANDB_MODE"] = "disabled"
         if self.active:
             self.active = False
             with advice("W&B"):

@@ -11,7 +11,7 @@ from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from preftune import checks, engine, fastpath, fits, metrics, models, runs
-from preftune.data import Data, load
+from preftune.data import Data, DataError, load
 from preftune.evaluation_means import EvaluationMeans
 from preftune.fastpath.checkpointing import keep_products
 from preftune.global_batch import accumulation
@@ -85,6 +85,7 @@ def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer=None) -> 
         **own_reference(model, cfg, arguments),
     )
     say_left_out(trainer, data, evaluated)
+    require_a_batch(trainer)
     engine.require(cfg, trainer.accelerator)
     engine.release(trainer)
     if cfg.hardware.get("gradient_checkpointing") == checks.SELECTIVE:
@@ -118,6 +119,21 @@ def say_left_out(trainer: Trainer, data: Data, evaluated) -> None:
                 f"left out: {len(before) - len(after):,} of {len(before):,} {name} rows, whose prompt alone fills "
                 f"train.max_length={trainer.args.max_length}: no answer token is left to train on"
             )
+
+
+def require_a_batch(trainer: Trainer) -> None:
+    """Raise DataError where train.dataloader_drop_last would drop every row; say where processes share rows."""
+    if not isinstance(trainer.train_dataset, Dataset):
+        return
+    rows, processes = len(trainer.train_dataset), trainer.accelerator.num_processes
+    batch = trainer.args.per_device_train_batch_size * processes
+    if trainer.args.dataloader_drop_last and rows < batch:
+        raise DataError(
+            f"train.dataloader_drop_last=true drops all {rows} rows, for a batch has {batch}: "
+            "train.dataloader_drop_last=false"
+        )
+    if rows < processes:
+        print(f"rows: {rows} for {processes} processes, so some rows count twice in a step")
 
 
 def early_stopping(cfg: DictConfig, arguments: dict) -> dict:

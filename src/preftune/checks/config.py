@@ -8,7 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 from preftune.checks import renamed, stages
 from preftune.checks.combinations import conflicts
 from preftune.checks.keys import Known, trainers
-from preftune.checks.own import machine_faults, missing_files, own_faults
+from preftune.checks.own import machine_faults, missing_files, own_faults, unwritable_places
 from preftune.checks.problems import Problem, render
 from preftune.checks.values import complaint
 from preftune.errors import UserError
@@ -44,6 +44,7 @@ def check(cfg: DictConfig, here: bool = False) -> list[Problem]:
     for stage in found:
         problems += conflicts(stage)
     problems += missing_files(config)
+    problems += unwritable_places(config)
     problems += machine_faults(config) if here else []
     return list(dict.fromkeys(problems))
 

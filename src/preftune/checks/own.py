@@ -125,6 +125,22 @@ def missing_files(config: dict) -> Iterator[Problem]:
         yield Problem(key, f"there is no {path.name} in {path.parent.resolve()}{hint}")
 
 
+def unwritable_places(config: dict) -> Iterator[Problem]:
+    """Folders to write into that cannot be made, or not be written to."""
+    for key in ("output_dir", "fastpath.reference_cache"):
+        section, _, name = key.rpartition(".")
+        value = (stages.node(config, section) if section else config).get(name)
+        if not isinstance(value, str) or "${" in value:
+            continue
+        place = Path(value).expanduser().absolute()
+        there = next(each for each in (place, *place.parents) if os.path.lexists(each))
+        if not there.is_dir():
+            what = "is a link to nowhere" if there.is_symlink() and not there.exists() else "is a file"
+            yield Problem(key, f"{there} {what}; name a folder")
+        elif not os.access(there, os.W_OK):
+            yield Problem(key, f"{there} cannot be written to; name another folder")
+
+
 def named_files(config: dict) -> Iterator[tuple[str, str]]:
     """What may be a file: a path, a list of paths, or a list of {path: …} with weights."""
     for key in ("model.path", "model.chat_template", "data.path", "data.sft_path", "data.eval_split"):

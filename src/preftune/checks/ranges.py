@@ -61,7 +61,8 @@ ARGUMENTS = {
     "desirable_weight": POSITIVE,
     "undesirable_weight": POSITIVE,
     "discopop_tau": POSITIVE,
-    "seed": NOT_NEGATIVE,
+    "seed": Range(least=0, below=2**32),
+    "data_seed": Range(least=0, below=2**32),
 }
 ADAPTER = {"r": AT_LEAST_1, "lora_alpha": POSITIVE, "lora_dropout": Range(least=0, below=1)}
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from preftune.checks import renamed
 from preftune.checks.problems import Problem, closest
 
+LONGEST = 80  # characters of a value that are shown
 PLAIN = {"bool": bool, "int": int, "float": (int, float), "str": str, "dict": dict, "list": list, "None": type(None)}
 SAID = {
     "bool": "true or false",
@@ -113,6 +114,7 @@ def complaint(wants: Wants, key: str, value: object, default: object) -> Problem
         full = f" ({wants if wants.words else wants.items})" if len(listed) <= 16 or not near else ""
         return Problem(key, f"no such value {strange!r}{f'; did you mean {near}?' if near else ''}{full}")
     given = repr(value) if isinstance(value, str) else written(value)
+    given = given if len(given) <= LONGEST else f"{given[:LONGEST]}… ({len(given):,} characters)"
     example = wants.example(value, BETTER_EXAMPLES.get(key, default))
     shown = "" if example is None else f"; for example {key}={written(example)}"
     return Problem(key, f"wants {wants}, got {given}{shown}")

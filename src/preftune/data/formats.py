@@ -84,6 +84,9 @@ def jsonl(path: Path, name: str) -> Iterator[Read]:
                 yield parsed(line, f"{name}:{number}")
 
 
+DIGITS = "a whole number of more digits than Python reads"
+
+
 def parsed(line: bytes, origin: str) -> Read:
     """One line of JSONL."""
     raw = line.decode("utf-8", "backslashreplace").rstrip("\r\n")
@@ -100,6 +103,8 @@ def parsed(line: bytes, origin: str) -> Read:
             fault=RowFault("malformed_line", f"{error.msg.removesuffix(' at')} at column {error.colno}"),
             raw=raw,
         )
+    except ValueError:
+        return Read(origin, fault=RowFault("malformed_line", DIGITS), raw=raw)
     except RecursionError:
         return Read(origin, fault=RowFault("malformed_line", "nested too deeply"), raw=raw)
 
@@ -161,6 +166,10 @@ def json_items(path: Path, name: str) -> Iterator[Read]:
                 detail = f"{error.msg} (line {line + text.count(chr(10), place, error.pos)})"
                 yield Read(f"{name}:{begin}", fault=RowFault("malformed_line", detail), raw=text[place : place + 200])
                 return
+            except (ValueError, RecursionError) as error:
+                detail = DIGITS if isinstance(error, ValueError) else "nested too deeply"
+                yield Read(f"{name}:{line}", fault=RowFault("malformed_line", detail), raw=text[place : place + 200])
+                return
             line += text.count("\n", place, gap.end())
             yield checked(value, f"{name}:{line}", text[gap.end() : end])
             line += text.count("\n", gap.end(), end)
@@ -185,7 +194,7 @@ def csv_file(path: Path, name: str) -> Iterator[Read]:
     with opened(path) as stream:
         lines = (line.decode("utf-8", "surrogateescape") for line in stream)
         header = next(lines, "").removeprefix("\ufeff")
-        delimiter = max(",;\t", key=header.count)
+        delimiter = "\t" if ".tsv" in path.suffixes else max(",;\t", key=header.count)
         names = next(csv.reader([header], delimiter=delimiter), [])
         rows, start = csv.reader(lines, delimiter=delimiter, strict=True), 2
         while True:
