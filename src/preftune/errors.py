@@ -7,8 +7,10 @@ import sys
 
 PLACES = {  # what a path is, rather than what a program does, makes these fail
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP,
-    errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT,
+    errno.ENAMETOOLONG,
 }  # fmt: skip
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TORN = "inline_container.cc"  # where torch.save complains of a file that ends before what it wrote
 
 
 class UserError(ValueError):
@@ -37,6 +39,12 @@ def brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {line[:160]}" if line else type(error).__name__
 
 
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error, as Python, torch or safetensors say it, means that there is no room to write."""
+    words = (TORN, *(os.strerror(number) for number in FULL))
+    return getattr(error, "errno", None) in FULL or any(each in str(error) for each in words)
+
+
 @contextlib.contextmanager
 def advice(what: str):
     """For what only advises: an error that it did not foresee costs one line and never the run.
@@ -53,7 +61,7 @@ def advice(what: str):
 
 @contextlib.contextmanager
 def plainly():
-    """End the program with the message alone where a UserError is raised, or a path cannot be read or written.
+    """End the program with the message alone where a UserError is raised, a path cannot be used, or the disk is full.
 
     Everything else keeps its traceback; with HYDRA_FULL_ERROR=1 the paths do too.
     """
@@ -62,8 +70,10 @@ def plainly():
     except UserError as error:
         print(error, file=sys.stderr)
         raise SystemExit(error.exit_code) from None
-    except OSError as error:
-        if error.filename is None or error.errno not in PLACES or os.environ.get("HYDRA_FULL_ERROR"):
+    except Exception as error:
+        named = isinstance(error, OSError) and error.filename is not None and error.errno in PLACES
+        if os.environ.get("HYDRA_FULL_ERROR") or not (named or disk_is_full(error)):
             raise
-        print(f"{error.filename}: {error.strerror}. Name another place, or make room there", file=sys.stderr)
+        told = f"{error.filename}: {error.strerror}. Name another place" if named else "the disk is full: make room"
+        print(told, file=sys.stderr)
         raise SystemExit(1) from None

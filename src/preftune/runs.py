@@ -1,7 +1,6 @@
 """The run directory: opened once, never overwritten, and able to say what made it."""
 
 import contextlib
-import errno
 import json
 import os
 import platform
@@ -16,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from preftune.errors import Interrupted, Stopped, UserError
+from preftune.errors import Interrupted, Stopped, UserError, disk_is_full
 
 PACKAGES = ["preftune", "torch", "trl", "transformers", "datasets", "peft", "accelerate", "bitsandbytes", "wandb"]
 # What a resumed run may set anew and be the same run
@@ -24,8 +23,6 @@ MAY_CHANGE = {"resume", "tracking", "hardware", "nproc", "health", "gate"}
 # Of hardware, which may change: what on the same number of processes gives each step its rows
 SAME_STEPS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 MODEL_ONLY = "train.save_only_model=true"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-TORN = "inline_container.cc"  # where torch.save complains of a file that ends before what it wrote
 
 
 class RunError(UserError):
@@ -45,7 +42,9 @@ def write_json(path: Path, value: object) -> None:
 
 
 def way_on(cfg: DictConfig) -> str:
-    """How a run that has ended early goes on: from its last checkpoint, unless that holds the model alone."""
+    """How a run that has ended early goes on: from its last checkpoint, if it has come so far and holds all of it."""
+    if not begun(Path(cfg.output_dir)):
+        return "Then give the same command again"
     if cfg.train.get("save_only_model"):
         return f"Its checkpoints hold the model alone ({MODEL_ONLY}); start again with output_dir=ANOTHER"
     return "Go on with the same command and resume=true"
@@ -89,7 +88,7 @@ def opened(cfg: DictConfig, at_end: Callable[[Path], object], stages: bool = Fal
         _clear(run, but=".lock")
         open_run(cfg, stages)
         try:
-            with _ending(run, way_on(cfg)):
+            with _ending(run, cfg):
                 yield run
         finally:
             at_end(run)
@@ -101,11 +100,11 @@ def opened(cfg: DictConfig, at_end: Callable[[Path], object], stages: bool = Fal
 
 
 @contextlib.contextmanager
-def _ending(run: Path, way_on: str) -> Iterator[None]:
+def _ending(run: Path, cfg: DictConfig) -> Iterator[None]:
     """Keep status.json true: running, finished, stopped (by a guard), interrupted (by a signal) or failed."""
-    write_json(run / "status.json", {"state": "running", "process": os.getpid(), "machine": platform.node()})
     state, why = "failed", None
     try:
+        write_json(run / "status.json", {"state": "running", "process": os.getpid(), "machine": platform.node()})
         yield
         state = "finished"
     except (Stopped, Interrupted) as error:
@@ -114,7 +113,7 @@ def _ending(run: Path, way_on: str) -> Iterator[None]:
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         if disk_is_full(error):
-            why = f"the disk is full ({run}): nothing that was there is lost. Make room. {way_on}"
+            why = f"the disk is full ({run}): nothing that was there is lost. Make room. {way_on(cfg)}"
             raise RunError(why) from error
         raise
     finally:
@@ -133,12 +132,6 @@ def _clear(run: Path, but: str | None = None) -> None:
     for path in run.glob(".*"):
         if path.name != but:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def disk_is_full(error: BaseException) -> bool:
-    """Whether an error, as Python, torch or safetensors say it, means that there is no room to write."""
-    words = (TORN, *(os.strerror(number) for number in FULL))
-    return getattr(error, "errno", None) in FULL or any(each in str(error) for each in words)
 
 
 def open_run(cfg: DictConfig, stages: bool = False) -> Path:

@@ -79,6 +79,8 @@ def files(path: str) -> list[tuple[Path, str]]:
         if not found:
             raise DataError(f"data.path={path}: no file is named so (looked from {Path.cwd()})")
         return [(known(file), file.name) for file in found]
+    if place.is_symlink() and not place.exists():
+        raise DataError(f"data.path={path} is a link to nowhere ({place.readlink()})")
     if not place.exists():
         folder = place.parent
         names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
