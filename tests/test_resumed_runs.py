@@ -49,6 +49,24 @@ def test_a_resumed_run_is_the_unbroken_one(composed, how, capsys):
     assert losses(run) == pytest.approx(unbroken, abs=1e-6)
 
 
+def test_the_patience_of_early_stopping_goes_on_where_it_was(composed):
+    each_step = ("train.eval_strategy=steps", "train.eval_steps=1", "train.save_steps=1", "train.save_total_limit=null")
+    how = (
+        "train.max_steps=8",
+        "train.learning_rate=1e-9",
+        "health.early_stopping=3",
+        *each_step,
+    )  # nothing gets better
+    cfg = composed("dpo", *how)
+    train(cfg)
+    run = Path(cfg.output_dir)
+    unbroken = losses(run)
+    assert 2 < len(unbroken) < 8  # nothing gets better
+    broken_off(run, 2)
+    train(composed("dpo", *how, "resume=true"))
+    assert losses(run) == pytest.approx(unbroken, abs=1e-6)
+
+
 def test_checkpoints_of_the_model_alone_are_named_at_the_start_and_cannot_be_resumed(composed, capsys):
     cfg = composed("dpo", *STEPS, "+train.save_only_model=true")
     train(cfg)

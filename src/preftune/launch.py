@@ -260,8 +260,8 @@ def as_rank(cfg: DictConfig) -> Iterator[None]:
     except Exception as error:
         if lost := LOST.search(str(error)):
             raise LaunchError(
-                f"rank {rank}: another rank is gone ({lost[0]}), and this one ends too. Its own words say "
-                "why; go on from the last checkpoint with the same command and resume=true"
+                f"rank {rank}: another rank is gone ({lost[0]}), and this one ends too. Its own words say why. "
+                f"{runs.way_on(cfg)}"
             ) from error
         if rank != "0":  # whose traceback is enough
             print(f"rank {rank} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

@@ -103,7 +103,7 @@ def test_a_run_stopped_at_its_gate_has_a_page(a_run):
         ({"state": "interrupted", "why": "Interrupted: checkpoint-2 holds step 2"}, "Interrupted at step 4"),
         ({"state": "failed", "why": "RuntimeError: no memory"}, "RuntimeError: no memory"),
         ({"state": "running"}, "Not finished: at step 4"),
-        (None, "resume=true goes on from its last checkpoint"),
+        (None, "Go on with the same command and resume=true (output_dir="),
     ],
 )
 def test_a_run_that_did_not_end_says_how(a_run, status, said):

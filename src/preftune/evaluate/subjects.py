@@ -94,7 +94,7 @@ def find(name: str) -> Subject:
 def of_run(name: str, run: Path, weights: Path) -> Subject:
     """The model in a folder of a run. Raises SubjectError where the folder holds no weights."""
     if not holds_weights(weights):
-        raise SubjectError(f"{name}: {run} has no model yet; finish it (resume=true), or name one of its checkpoints")
+        raise SubjectError(f"{name}: {run} has no model yet; finish the run, or name one of its checkpoints")
     cfg = OmegaConf.load(run / CONFIG)
     start = OmegaConf.merge(base_model(cfg.model.path), cfg.model)
     start.path = moved_with(run, start.path)

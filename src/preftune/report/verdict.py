@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from omegaconf import OmegaConf
+
+from preftune import runs
 from preftune.report import held_out
 from preftune.report.accuracy import interval, percent
 from preftune.report.record import Record, finite
@@ -95,10 +98,8 @@ def remedies(findings: list[dict]) -> list[str]:
 
 
 def resume(record: Record) -> str:
-    return (
-        f"Where it no longer runs: the same command with output_dir={record.path} resume=true goes on from its last "
-        "checkpoint."
-    )
+    cfg = OmegaConf.create({"train": record.config.get("train") or {}, "output_dir": str(record.path)})
+    return f"Where it no longer runs: {runs.way_on(cfg)} (output_dir={record.path})."
 
 
 def results(record: Record) -> list[str]:
