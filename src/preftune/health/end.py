@@ -33,13 +33,14 @@ class EndProofs(TrainerCallback):
         self.trainer, self.findings, self.pairs = trainer, findings, pairs
         self.weights: dict[str, str] = {}  # a hash of each parameter before the first step
         self.trained: set[str] = set()
-        self.highest_rate, self.failed = 0.0, None
+        self.highest_rate, self.begun_at, self.failed = 0.0, 0, None
         self.start = self._reference()
 
     def on_train_begin(self, args, state, control, **kwargs):
         with advice("end-of-run proof of the weights"):
             self.trained = {name for name, each in self.trainer.model.named_parameters() if each.requires_grad}
             self.weights = hashes(self.trainer.model)
+            self.begun_at = state.global_step
 
     def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
         rates = [float(group["lr"]) for group in getattr(optimizer, "param_groups", [])]
@@ -49,7 +50,8 @@ class EndProofs(TrainerCallback):
         with advice("end-of-run proof of the weights"):
             now = hashes(self.trainer.model) if self.weights else {}
             moved = {name for name in now if now[name] != self.weights[name]}
-            if now and self.highest_rate > 0:
+            back = args.load_best_model_at_end and (state.best_global_step or 0) <= self.begun_at  # resumed, no better
+            if now and self.highest_rate > 0 and not back:
                 self._judge(trained_moved(moved & self.trained, self.trained, state.global_step))
             if frozen := now.keys() - self.trained:
                 self._judge(frozen_stayed(moved - self.trained, frozen, state.global_step))
