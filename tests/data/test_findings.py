@@ -36,6 +36,8 @@ FOUND = {
         {},
         ["rows.jsonl:1: tool_calls"],
     ),
+    "unread_columns": ([pair() | {"source": "a", "input": "b"}, pair("How?") | {"source": "a"}], {}, []),
+    "one_label": (labelled(3, 0), {}, []),
     "replacement_character": ([pair(), pair("How?", "M\ufffdbius.")], {}, ["rows.jsonl:2: in chosen"]),
     "tied_scores": ([TIED, TIED | {"prompt": "How?", "scores": [1, 2]}], {}, ["rows.jsonl:1"]),
     "unmatched_labels": ([*SIX, SIX[0] | {"completion": "Bad.", "label": 0}], {"view": "paired"}, ["rows.jsonl:2"]),
@@ -188,3 +190,14 @@ def test_token_counts_and_masks_are_those_of_trl(loaded, byte_tokenizer, tmp_pat
 def test_the_docs_list_every_code():
     listed = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     assert [code for code, kind in KINDS.items() if f"| `{code}` | {kind.severity} | {kind.says} |" not in listed] == []
+
+
+def test_columns_that_are_not_read_are_listed_once_with_their_counts(inspected):
+    rows = [pair() | {"source": "a", "input": "b", "note": ""}, pair("How?") | {"source": "a", "id": 3}]
+    assert by_code(inspected(rows))["unread_columns"].says == "not read: source (2), input (1)"
+
+
+def test_a_weight_that_would_mask_a_turn_is_reported(inspected):
+    turn = {"role": "assistant", "content": "So."}
+    assert "extra_message_fields" in by_code(inspected([pair(chosen=[turn | {"weight": 0}]), pair("How?")]))
+    assert "extra_message_fields" not in by_code(inspected([pair(chosen=[turn | {"weight": 1}]), pair("How?")]))

@@ -99,6 +99,11 @@ KINDS = {
         "messages have fields beside role and content (tool calls, names), which are not trained on",
         "write them into content if they matter",
     ),
+    "unread_columns": Kind(
+        NOTE,
+        "columns that are not read",
+        "where one matters, name what it is (data.columns) or write it into the prompt",
+    ),
     "replacement_character": Kind(
         WARNING,
         "text holds U+FFFD: it was decoded wrongly once",

@@ -206,6 +206,7 @@ def summed_up(found: Examined, view: str, told: list[Finding], seed: int) -> Dat
     line += f"; {skipped:,} bad rows left out" if skipped else ""
     warnings = [finding.code for finding in told if finding.severity == WARNING]
     line += f"; warnings: {', '.join(warnings)}" if warnings else ""
+    line += "".join(f"; {finding.says}" for finding in told if finding.code == "unread_columns")
     return Data(
         train=train.remove_columns("origin"),
         eval=None if held_out is None else held_out.remove_columns("origin"),

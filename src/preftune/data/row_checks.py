@@ -102,6 +102,10 @@ def check(row: dict, kind: str) -> list[tuple[str, str]]:
     return found
 
 
+READ = ("role", "from", "content", "value")
+UNSAID = {"weight": (None, 1), "train": (None, True)}  # fields and the values of them that change nothing
+
+
 def extra_fields(row: dict) -> list[str]:
     """Fields of messages, in a row as it was read, that the internal form does not keep."""
     return sorted(
@@ -112,6 +116,7 @@ def extra_fields(row: dict) -> list[str]:
             for message in value
             if isinstance(message, dict) and {"role", "from"} & message.keys()
             for field, content in message.items()
-            if field not in ("role", "from", "content", "value", "weight") and content
+            if field not in ("role", "from", "content", "value")
+            and content not in UNSAID.get(field, (None, "", [], {}))
         }
     )

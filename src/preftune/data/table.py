@@ -81,6 +81,7 @@ class Reader:
     kind: str | None = None
     read: int = 0
     shapes: Counter[str] = field(default_factory=Counter)
+    unread: Counter[str] = field(default_factory=Counter)  # columns with a value that no shape looked at
 
     def rows(self) -> Iterator[dict]:
         """The good rows, in order, with ids: the data's own, else where the row stood."""
@@ -110,7 +111,11 @@ class Reader:
         shape: Shape = shape_of(row)
         if self.kind and shape.kind != self.kind:
             raise RowFault("mixed_shapes", f"{shape.name}, among {self.kind}")
-        found = shape.convert(row, self.source.pairs_rule)
+        noted = Noted(row)
+        found = shape.convert(noted, self.source.pairs_rule)
+        self.unread.update(
+            name for name in row.keys() - noted.looked_at - {"id"} if row[name] not in (None, "", [], {})
+        )
         warnings = [warning for each in found for warning in row_checks.check(each, shape.kind)]
         for code, detail in warnings:
             self.findings.add(code, read.origin, detail)
@@ -125,6 +130,22 @@ class Reader:
             {"id": f"{name}/{place}" if several else name, "origin": read.origin} | each
             for place, each in enumerate(found, start=1)
         ]
+
+
+class Noted(dict):
+    """A row that knows which of its columns were looked at."""
+
+    def __init__(self, row: dict):
+        super().__init__(row)
+        self.looked_at: set[str] = set()
+
+    def __getitem__(self, name):
+        self.looked_at.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name, default=None):
+        self.looked_at.add(name)
+        return super().get(name, default)
 
 
 def majority(kinds: list[str]) -> str | None:
@@ -151,6 +172,9 @@ def table(source: Source, findings: Findings, skipped: Skipped) -> Table:
                     writer.write_batch({name: [row[name] for row in batch] for name in FEATURES[kind]})
                     batch = list(islice(rows, 500))
                 writer.finalize()
+        if reader.unread:
+            says = ", ".join(f"{name} ({count:,})" for name, count in reader.unread.most_common())
+            findings.add("unread_columns", count=max(reader.unread.values()), of=reader.read, says=f"not read: {says}")
         fingerprint = content.hexdigest()
         target = folder / f"{fingerprint}-{whole.hexdigest()[:8]}.arrow"
         if not target.exists():
