@@ -188,6 +188,6 @@ def test_an_export_is_pushed_in_private_and_kept_where_the_hub_refuses_it(run, t
         assert (tmp_path / folder / "model.safetensors").exists() and not Hub.pushed
     done = typed("recipes.export", "run=run", "output=out", "push=me/aligned", **given, HF_TOKEN="writer")
     assert done.returncode == 0, done.stderr
-    assert Hub.made["models/me/aligned"]["private"] is True
+    assert Hub.made["models/me/aligned"]["visibility"] == "private"
     there = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert Hub.pushed == there and len(there) >= 4
