@@ -41,7 +41,7 @@ ROWS = [
 ]
 SMALL = {  # by the names that architectures give their sizes
     64: "hidden_size d_model n_embd dim model_dim embedding_size word_embed_proj_dim "
-    "embedding_dim output_embedding_size",
+    "embedding_dim output_embedding_size adapter_in_dim",
     128: "intermediate_size ffn_dim n_inner d_ff dim_ff ffn_hidden_size decoder_ffn_dim mlp_hidden_size "
     "shared_intermediate_size expert_ffn_hidden_size max_position_embeddings_small "
     "attention_hidden_size",
@@ -153,7 +153,7 @@ def layers_shrunk(config):
         own = {name: min(value, SIZES.get(name, value)) for name, value in own.items()}
         if "kv_lora_rank" in own:
             own["num_key_value_heads"] = own["num_attention_heads"]
-            own["head_dim"] = own["qk_nope_head_dim"] + own["qk_rope_head_dim"]
+            own["head_dim"] = sum((values | own)[name] for name in ("qk_nope_head_dim", "qk_rope_head_dim"))
         single[int(layer)] = own
     values["per_layer_config"] = {layer: own for layer, own in single.items() if layer < depth}
     return type(config)(**values)
@@ -231,30 +231,30 @@ def by_preftune(folder: Path, lora: bool) -> list[dict]:
     overrides += ["lora=lora", "lora.r=4"] if lora else ["lora=none"]
     GlobalHydra.instance().clear()
     with initialize_config_module("preftune.conf", version_base="1.3"):
-        cfg = compose(
-            "dpo",
-            [
-                "model=path",
-                f"model.path={folder}",
-                "data=file",
-                f"data.path={data}",
-                "data.eval_fraction=0",
-                "hardware=cpu",
-                "hardware.bf16=false",
-                "hardware.gradient_checkpointing=false",
-                f"hardware.per_device_train_batch_size={len(ROWS)}",
-                "hardware.gradient_accumulation_steps=1",
-                "train.seed=0",
-                "train.save_strategy=no",
-                "tracking=none",
-                "gate.on_fail=warn",
-                "fastpath.reference_cache=" + str(folder / "cache"),
-                f"output_dir={run}",
-                *overrides,
-            ],
-        )
+        cfg = compose("dpo", [*plainly(folder, data, len(ROWS)), f"output_dir={run}", *overrides])
     training.stage(cfg, {})
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def plainly(folder: Path, data: Path, rows: int) -> list[str]:
+    """Overrides for a checkpoint and its rows, all in one batch, in float32 and with nothing beside the training."""
+    return [
+        "model=path",
+        f"model.path={folder}",
+        "data=file",
+        f"data.path={data}",
+        "data.eval_fraction=0",
+        "hardware=cpu",
+        "hardware.bf16=false",
+        "hardware.gradient_checkpointing=false",
+        f"hardware.per_device_train_batch_size={rows}",
+        "hardware.gradient_accumulation_steps=1",
+        "train.seed=0",
+        "train.save_strategy=no",
+        "tracking=none",
+        "gate.on_fail=warn",
+        f"fastpath.reference_cache={folder / 'cache'}",
+    ]
 
 
 def compared(folder: Path, lora: bool) -> dict:
@@ -356,6 +356,15 @@ def page(rows: list[dict]) -> str:
     )
 
 
+def write_page() -> None:
+    """docs/models.md anew, from all that was measured."""
+    from benchmarks import losses
+
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    PAGE.write_text("\n".join([page(rows), *losses.table()]), encoding="utf-8")
+    print(PAGE)
+
+
 def main() -> None:
     asked = sys.argv[1:] or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     multiprocessing.set_forkserver_preload(["benchmarks.models"])
@@ -367,8 +376,7 @@ def main() -> None:
             known[row["kind"]] = row
             print(f"{number}/{len(asked)}", *verdict(row), flush=True)
             RESULTS.write_text("".join(json.dumps(known[kind]) + "\n" for kind in sorted(known)))
-    PAGE.write_text(page(list(known.values())), encoding="utf-8")
-    print(PAGE)
+    write_page()
 
 
 if __name__ == "__main__":
