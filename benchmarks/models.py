@@ -26,7 +26,7 @@ import transformers
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from peft import LoraConfig
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from trl import DPOConfig, DPOTrainer
 
@@ -159,12 +159,13 @@ def layers_shrunk(config):
     return type(config)(**values)
 
 
-def no_text(config) -> str | None:
-    """Why this is no text language model, by its configuration: then no text trains it."""
-    parts = [config, *vars(config).values()]
-    if any(getattr(part, "num_codebooks", 1) > 1 and part.model_type.endswith("decoder") for part in parts[1:] if part):
+def no_text(kind: str) -> str | None:
+    """Why this is no text language model, by its configuration's class: then text alone cannot train it."""
+    config = CONFIG_MAPPING[kind]
+    parts = config.sub_configs.values()
+    if any(getattr(part, "num_codebooks", 1) > 1 and part.model_type.endswith("decoder") for part in parts):
         return "its decoder writes audio codes"
-    if "backbone_hidden_size" in vars(config):
+    if hasattr(config, "backbone_hidden_size"):
         return "it drafts for another model, out of that model's hidden states"
     return None
 
@@ -283,7 +284,7 @@ def matrix_row(kind: str, scratch: str, answer) -> None:
     torch.set_num_threads(1)
     folder = Path(scratch)
     try:
-        if reason := no_text(AutoConfig.for_model(kind)):
+        if reason := no_text(kind):
             return answer.send({"kind": kind, "no_text": reason})
         with contextlib.redirect_stderr(io.StringIO()):
             build(kind, folder)
