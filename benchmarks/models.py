@@ -48,10 +48,10 @@ SMALL = {  # by the names that architectures give their sizes
     32: "moe_intermediate_size shared_expert_intermediate_size expert_intermediate_size kv_lora_rank q_lora_rank "
     "mamba_d_state state_size ssm_state_size vision_feature_size lora_rank linear_key_head_dim linear_value_head_dim",
     16: "head_dim qk_nope_head_dim v_head_dim qk_rope_head_dim attention_head_dim kv_channels rotary_dim mamba_d_head "
-    "mamba_head_dim swa_head_dim global_head_dim d_head indexer_head_dim indexer_budget",
+    "linear_head_dim mamba_head_dim swa_head_dim global_head_dim d_head indexer_head_dim indexer_budget",
     4: "num_attention_heads n_head num_heads decoder_attention_heads encoder_attention_heads num_experts "
     "n_routed_experts num_local_experts mamba_n_heads mamba_num_heads moe_num_experts num_attention_heads_per_layer "
-    "n_mamba_heads indexer_compress_ratio indexer_n_heads",
+    "linear_num_heads n_mamba_heads indexer_compress_ratio indexer_n_heads",
     2: "num_key_value_heads num_kv_heads n_layer num_layers n_layers decoder_layers encoder_layers "
     "num_experts_per_tok num_experts_per_token moe_k moe_topk linear_num_key_heads linear_num_value_heads "
     "top_k_experts moe_top_k",
