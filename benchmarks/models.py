@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,7 +26,7 @@ import transformers
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from peft import LoraConfig
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from trl import DPOConfig, DPOTrainer
 
@@ -40,31 +40,47 @@ ROWS = [
     for more, thing in enumerate(("rain", "a cat", "the moon", "bread"))
 ]
 SMALL = {  # by the names that architectures give their sizes
-    64: "hidden_size d_model n_embd dim model_dim embedding_size word_embed_proj_dim attention_hidden_size",
+    64: "hidden_size d_model n_embd dim model_dim embedding_size word_embed_proj_dim "
+    "embedding_dim output_embedding_size adapter_in_dim",
     128: "intermediate_size ffn_dim n_inner d_ff dim_ff ffn_hidden_size decoder_ffn_dim mlp_hidden_size "
-    "shared_intermediate_size expert_ffn_hidden_size max_position_embeddings_small",
+    "shared_intermediate_size expert_ffn_hidden_size max_position_embeddings_small "
+    "attention_hidden_size",
     32: "moe_intermediate_size shared_expert_intermediate_size expert_intermediate_size kv_lora_rank q_lora_rank "
     "mamba_d_state state_size ssm_state_size vision_feature_size lora_rank linear_key_head_dim linear_value_head_dim",
     16: "head_dim qk_nope_head_dim v_head_dim qk_rope_head_dim attention_head_dim kv_channels rotary_dim mamba_d_head "
-    "mamba_head_dim swa_head_dim global_head_dim",
+    "linear_head_dim mamba_head_dim swa_head_dim global_head_dim d_head indexer_head_dim indexer_budget",
     4: "num_attention_heads n_head num_heads decoder_attention_heads encoder_attention_heads num_experts "
-    "n_routed_experts num_local_experts mamba_n_heads mamba_num_heads moe_num_experts num_attention_heads_per_layer",
+    "n_routed_experts num_local_experts mamba_n_heads mamba_num_heads moe_num_experts num_attention_heads_per_layer "
+    "linear_num_heads n_mamba_heads indexer_compress_ratio indexer_n_heads",
     2: "num_key_value_heads num_kv_heads n_layer num_layers n_layers decoder_layers encoder_layers "
     "num_experts_per_tok num_experts_per_token moe_k moe_topk linear_num_key_heads linear_num_value_heads "
     "top_k_experts moe_top_k",
-    1: "n_group topk_group n_groups n_shared_experts mamba_n_groups depth first_k_dense_replace "
-    "num_nextn_predict_layers",
+    1: "indexer_kv_heads n_group num_group num_expert_group topk_group n_groups n_shared_experts mamba_n_groups depth "
+    "first_k_dense_replace num_nextn_predict_layers",
 }
 SIZES = {name: size for size, names in SMALL.items() for name in names.split()}
+LEFT_OPEN = {  # what a default configuration lacks, and every checkpoint of the kind has
+    "bamba": {"attn_layer_indices": [1]},
+    "DbrxAttentionConfig": {"rope_theta": 10000.0, "clip_qkv": 8.0},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 16},
+    "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention"], "num_hidden_layers": 3},
+    "reformer": {"axial_pos_embds": False},
+    "xmod": {"default_language": "en_XX"},
+}
+SECONDS = 240  # for one architecture; then its process is ended
 STEPS = {"learning_rate": 1e-3, "max_steps": 2, "lr_scheduler_type": "constant", "warmup_steps": 0, "logging_steps": 1}
 
 
-def shrink(config, vocabulary: int) -> None:
-    """The same architecture in sizes that train in a second; what a configuration derives by itself is left."""
-    config = config.get_text_config() if config.get_text_config() is not config else config
+def shrink(config, vocabulary: int, more: bool) -> None:
+    """The same architecture in sizes that train in a second; what a configuration derives by itself is left.
+
+    `more` also fills in sizes that are None, keeps two layers of each kind and shares no keys and values.
+    """
+    for name, value in LEFT_OPEN.get(config.model_type or type(config).__name__, {}).items():
+        setattr(config, name, value)
     depth = getattr(config, "num_hidden_layers", None)
     types = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
-    layers = 2 if not types else max(2, *(types.index(kind) + 1 for kind in set(types)))
+    layers = 2 if not types else max(2, *(places(types, kind)[: 1 + more][-1] + 1 for kind in set(types)))
     for name, value in list(vars(config).items()):
         if isinstance(value, (list, tuple)) and len(value) == depth and depth:
             setattr(config, name, list(value[:layers]))
@@ -72,10 +88,11 @@ def shrink(config, vocabulary: int) -> None:
             setattr(config, name, {key: each for key, each in value.items() if key < layers})
         elif "drop" in name and isinstance(value, float):  # chance, which TRL leaves on in some architectures
             setattr(config, name, 0.0)
-        elif name in SIZES and isinstance(value, int) and not isinstance(value, bool) and value > SIZES[name]:
+        elif name.startswith("vocab_size_"):
+            setattr(config, name, vocabulary)
+        elif name in SIZES and (type(value) is int and value > SIZES[name] or more and value is None):
             setattr(config, name, SIZES[name])
-    if hasattr(config, "kv_lora_rank") and hasattr(config, "num_key_value_heads"):  # latent attention has no groups
-        config.num_key_value_heads = config.num_attention_heads
+    fitted(config, more)
     for name, value in {"num_hidden_layers": layers, "vocab_size": vocabulary, "is_decoder": True}.items():
         if hasattr(config, name):
             with contextlib.suppress(Exception):  # derived from a list
@@ -84,17 +101,90 @@ def shrink(config, vocabulary: int) -> None:
         setattr(config, name, 256 if name == "pad_token_id" else 258)
 
 
-def build(kind: str, folder: Path) -> None:
-    """A random checkpoint of an architecture with the tiny tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(embedded.folder("embedded://tiny"))
+def places(types: list, kind: str) -> list[int]:
+    """The layers of a kind."""
+    return [number for number, each in enumerate(types) if each == kind]
+
+
+def fitted(config, more: bool) -> None:
+    """Bring sizes that must agree into agreement."""
+    sizes = vars(config)
+    if "kv_lora_rank" in sizes and "num_key_value_heads" in sizes:  # latent attention has no groups
+        config.num_key_value_heads = sizes["num_attention_heads"]
+    if "qk_head_dim" in sizes:
+        config.qk_head_dim = config.qk_nope_head_dim + config.qk_rope_head_dim
+    if not more:
+        return
+    if "num_kv_shared_layers" in sizes:
+        config.num_kv_shared_layers = 0
+    if sizes.get("rope_parameters") == {} and sizes.get("layer_types"):
+        config.rope_parameters = {
+            kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in set(config.layer_types)
+        }
+    heads = [name for name in ("mamba_n_heads", "n_mamba_heads", "mamba_num_heads", "num_heads") if name in sizes]
+    widths = [name for name in ("mamba_d_head", "mamba_headdim", "mamba_head_dim", "head_dim") if name in sizes]
+    inner = sizes.get("mamba_expand", sizes.get("expand"))
+    if inner and heads and widths:  # state-space layers: heads x width = what the hidden state is expanded to
+        if sizes.get("mamba_d_ssm"):
+            config.mamba_d_ssm = inner * config.hidden_size
+        setattr(config, widths[0], inner * config.hidden_size // sizes[heads[0]])
+    if "attention_hidden_size" in sizes and "attention_head_dim" in sizes:
+        config.attention_head_dim = sizes["attention_hidden_size"] // sizes["num_attention_heads"]
+
+
+def shrunk(kind: str, vocabulary: int, more: bool):
+    """The configuration of an architecture in small."""
     config = AutoConfig.for_model(kind)
-    for part in vars(config).values():
-        if isinstance(part, transformers.PreTrainedConfig):
-            shrink(part, len(tokenizer))
-    shrink(config, len(tokenizer))
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    parts = {name: part for name, part in vars(config).items() if isinstance(part, transformers.PreTrainedConfig)}
+    for name, part in parts.items():
+        shrink(part, vocabulary, more)
+        setattr(config, name, layers_shrunk(part) if more else part)
+    shrink(config, vocabulary, more)
+    return layers_shrunk(config) if more and not parts else config
+
+
+def layers_shrunk(config):
+    """The same with the sizes of single layers in small too; itself where layers have none of their own."""
+    values = config.to_dict()
+    if "per_layer_config" not in values:
+        return config
+    depth, single = values["num_hidden_layers"], {}
+    for layer, own in values["per_layer_config"].items():
+        own = {name: min(value, SIZES.get(name, value)) for name, value in own.items()}
+        if "kv_lora_rank" in own:
+            own["num_key_value_heads"] = own["num_attention_heads"]
+            own["head_dim"] = sum((values | own)[name] for name in ("qk_nope_head_dim", "qk_rope_head_dim"))
+        single[int(layer)] = own
+    values["per_layer_config"] = {layer: own for layer, own in single.items() if layer < depth}
+    return type(config)(**values)
+
+
+def no_text(kind: str) -> str | None:
+    """Why this is no text language model, by its configuration's class: then text alone cannot train it."""
+    config = CONFIG_MAPPING[kind]
+    parts = config.sub_configs.values()
+    if any(getattr(part, "num_codebooks", 1) > 1 and part.model_type.endswith("decoder") for part in parts):
+        return "its decoder writes audio codes"
+    if hasattr(config, "backbone_hidden_size"):
+        return "it drafts for another model, out of that model's hidden states"
+    return None
+
+
+def build(kind: str, folder: Path) -> None:
+    """A random checkpoint of an architecture with the tiny tokenizer, that reads tokens where a shrinking is found."""
+    tokenizer = AutoTokenizer.from_pretrained(embedded.folder("embedded://tiny"))
     tokenizer.save_pretrained(folder)
+    for more in (False, True):
+        try:
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(shrunk(kind, len(tokenizer), more), dtype=torch.float32)
+            model.save_pretrained(folder)
+            model = AutoModelForCausalLM.from_pretrained(folder)
+            model(input_ids=torch.arange(10, 34)[None], attention_mask=torch.ones(1, 24, dtype=torch.long))
+            return
+        except Exception:
+            if more and not (folder / "config.json").exists():
+                raise
 
 
 def by_trl(folder: Path, lora: bool) -> list[dict]:
@@ -142,30 +232,30 @@ def by_preftune(folder: Path, lora: bool) -> list[dict]:
     overrides += ["lora=lora", "lora.r=4"] if lora else ["lora=none"]
     GlobalHydra.instance().clear()
     with initialize_config_module("preftune.conf", version_base="1.3"):
-        cfg = compose(
-            "dpo",
-            [
-                "model=path",
-                f"model.path={folder}",
-                "data=file",
-                f"data.path={data}",
-                "data.eval_fraction=0",
-                "hardware=cpu",
-                "hardware.bf16=false",
-                "hardware.gradient_checkpointing=false",
-                f"hardware.per_device_train_batch_size={len(ROWS)}",
-                "hardware.gradient_accumulation_steps=1",
-                "train.seed=0",
-                "train.save_strategy=no",
-                "tracking=none",
-                "gate.on_fail=warn",
-                "fastpath.reference_cache=" + str(folder / "cache"),
-                f"output_dir={run}",
-                *overrides,
-            ],
-        )
+        cfg = compose("dpo", [*plainly(folder, data, len(ROWS)), f"output_dir={run}", *overrides])
     training.stage(cfg, {})
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def plainly(folder: Path, data: Path, rows: int) -> list[str]:
+    """Overrides for a checkpoint and its rows, all in one batch, in float32 and with nothing beside the training."""
+    return [
+        "model=path",
+        f"model.path={folder}",
+        "data=file",
+        f"data.path={data}",
+        "data.eval_fraction=0",
+        "hardware=cpu",
+        "hardware.bf16=false",
+        "hardware.gradient_checkpointing=false",
+        f"hardware.per_device_train_batch_size={rows}",
+        "hardware.gradient_accumulation_steps=1",
+        "train.seed=0",
+        "train.save_strategy=no",
+        "tracking=none",
+        "gate.on_fail=warn",
+        f"fastpath.reference_cache={folder / 'cache'}",
+    ]
 
 
 def compared(folder: Path, lora: bool) -> dict:
@@ -189,21 +279,41 @@ def compared(folder: Path, lora: bool) -> dict:
     return row
 
 
-def matrix_row(kind: str) -> dict:
-    """One architecture, in full and with LoRA."""
+def matrix_row(kind: str, scratch: str, answer) -> None:
+    """Send one architecture, in full and with LoRA."""
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    folder = Path(scratch)
+    try:
+        if reason := no_text(kind):
+            return answer.send({"kind": kind, "no_text": reason})
+        with contextlib.redirect_stderr(io.StringIO()):
+            build(kind, folder)
+    except Exception as error:
+        return answer.send({"kind": kind, "not_built": brief(error.__cause__ or error)})
+    return answer.send({"kind": kind, "full": compared(folder, lora=False), "lora": compared(folder, lora=True)})
+
+
+def in_time(kind: str) -> dict:
+    """The row of an architecture out of a process of its own, which is ended where it takes too long."""
+    context = multiprocessing.get_context("forkserver")
+    mine, theirs = context.Pipe(duplex=False)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        process = context.Process(target=matrix_row, args=(kind, scratch, theirs))
+        process.start()
+        theirs.close()
         try:
-            with contextlib.redirect_stderr(io.StringIO()):
-                build(kind, folder)
-        except Exception as error:
-            return {"kind": kind, "not_built": brief(error)}
-        return {"kind": kind, "full": compared(folder, lora=False), "lora": compared(folder, lora=True)}
+            return mine.recv() if mine.poll(SECONDS) else {"kind": kind, "not_built": f"no end in {SECONDS} s"}
+        except EOFError:
+            return {"kind": kind, "not_built": "its process died"}
+        finally:
+            process.kill()
+            process.join()
 
 
 def verdict(row: dict) -> tuple[str, ...]:
     """A row of the table: trains with TRL, trains with preftune, equal, fast path or why not."""
+    if "no_text" in row:
+        return row["kind"], "no text model", "", "", row["no_text"]
     if "not_built" in row:
         return row["kind"], "not built small", "", "", row["not_built"][:100]
     cells = []
@@ -220,7 +330,8 @@ def verdict(row: dict) -> tuple[str, ...]:
 def page(rows: list[dict]) -> str:
     """docs/models.md."""
     cells = [verdict(row) for row in sorted(rows, key=lambda row: row["kind"])]
-    built = [cell for cell in cells if cell[1] != "not built small"]
+    text = [cell for cell in cells if cell[1] != "no text model"]
+    built = [cell for cell in text if cell[1] != "not built small"]
     trains = [cell for cell in built if cell[1] != "no"]
     ours = [cell for cell in trains if cell[2] != "no"]
     equal = [cell for cell in ours if cell[3] == "yes"]
@@ -233,8 +344,10 @@ def page(rows: list[dict]) -> str:
             "two DPO steps in float32, in full and with LoRA, by plain TRL and by preftune. Equal: logps/chosen and "
             "logps/rejected of the first step and, in full, the second loss, within 1e-4.",
             "",
-            f"Of {len(cells)} architectures {len(built)} could be built small; TRL trains {len(trains)} of them, "
-            f"preftune {len(ours)} of these, {len(equal)} with TRL's numbers.",
+            "No text model is what has a decoder of audio codes, or drafts out of another model's hidden states.",
+            "",
+            f"Of {len(cells)} architectures {len(text)} are text models and {len(built)} could be built small; "
+            f"TRL trains {len(trains)} of them, preftune {len(ours)} of these, {len(equal)} with TRL's numbers.",
             "",
             "| architecture | trains with TRL | with preftune | equal | fast path, or why not; errors |",
             "|---|---|---|---|---|",
@@ -244,23 +357,27 @@ def page(rows: list[dict]) -> str:
     )
 
 
+def write_page() -> None:
+    """docs/models.md anew, from all that was measured."""
+    from benchmarks import losses
+
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    PAGE.write_text("\n".join([page(rows), *losses.table()]), encoding="utf-8")
+    print(PAGE)
+
+
 def main() -> None:
     asked = sys.argv[1:] or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    rows = []
-    with ProcessPoolExecutor(2, multiprocessing.get_context("fork"), max_tasks_per_child=None) as pool:
-        started = {pool.submit(matrix_row, kind): kind for kind in asked}
-        for done in as_completed(started):
-            try:
-                row = done.result()
-            except Exception as error:  # the process was killed
-                row = {"kind": started[done], "not_built": brief(error)}
-            rows.append(row)
-            print(f"{len(rows)}/{len(asked)}", *verdict(row), flush=True)
+    multiprocessing.set_forkserver_preload(["benchmarks.models"])
     known = {row["kind"]: row for row in map(json.loads, RESULTS.read_text().splitlines())} if RESULTS.exists() else {}
-    known |= {row["kind"]: row for row in rows}
-    RESULTS.write_text("".join(json.dumps(known[kind]) + "\n" for kind in sorted(known)))
-    PAGE.write_text(page(list(known.values())), encoding="utf-8")
-    print(PAGE)
+    with ThreadPoolExecutor(int(os.environ.get("PROCESSES", "2"))) as pool:
+        started = [pool.submit(in_time, kind) for kind in asked]
+        for number, done in enumerate(as_completed(started), start=1):
+            row = done.result()
+            known[row["kind"]] = row
+            print(f"{number}/{len(asked)}", *verdict(row), flush=True)
+            RESULTS.write_text("".join(json.dumps(known[kind]) + "\n" for kind in sorted(known)))
+    write_page()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from pathlib import Path
 
 import datasets
 import huggingface_hub
@@ -14,12 +15,14 @@ from huggingface_hub.errors import (
     RemoteEntryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils._http import default_client_factory
 
 from preftune.errors import UserError, brief
 
-SECONDS = 5  # that the first call waits, and 10 each that has no limit of its own
-STALLED = 10
+SECONDS = 5  # that the first call waits
+STALLED = max(10, constants.HF_HUB_DOWNLOAD_TIMEOUT)  # each one that reads
+UPLOADING = 120  # each one that writes: the hub answers when it has stored what was sent
 
 
 class HubError(UserError):
@@ -27,10 +30,37 @@ class HubError(UserError):
 
 
 def patient_client():
-    """huggingface_hub's own client, which would wait for ever where a call names no limit."""
+    """huggingface_hub's own client, which would wait for minutes or for ever, and then try again.
+
+    After two calls in a row without an answer, this process goes on with the local cache.
+    """
     client = default_client_factory()
-    client.timeout = STALLED
+    send, stalls = client.send, 0
+
+    def patient(request, **options):
+        nonlocal stalls
+        longest = STALLED if request.method in ("GET", "HEAD") else UPLOADING
+        limits = request.extensions.get("timeout", {})
+        request.extensions["timeout"] = {name: min(limit or longest, longest) for name, limit in limits.items()}
+        try:
+            response = send(request, **options)
+        except Exception as error:
+            if any(kind.__name__ == "TimeoutException" for kind in type(error).__mro__):
+                stalls += 1
+                if stalls == 2:
+                    go_offline(error)
+            raise
+        stalls = 0
+        return response
+
+    client.send = patient
     return client
+
+
+def go_offline(error: BaseException) -> None:
+    """Let this process read the local cache alone, as after HF_HUB_OFFLINE=1, and print why."""
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    print(f"hub: no answer ({brief(error)}); going on with the local cache", file=sys.stderr, flush=True)
 
 
 set_client_factory(patient_client)
@@ -50,8 +80,7 @@ def require(repo: str, key: str, revision: str | None, kind: str = "model") -> N
         if refused(error):
             raise HubError(why(error, repo, key, revision, kind)) from None
         # whichever HTTP library the client stands on: no network, a proxy, a hub that stalls
-        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-        print(f"hub: no answer ({brief(error)}); going on with the local cache", file=sys.stderr, flush=True)
+        go_offline(error)
 
 
 def why(error: BaseException, repo: str, key: str, revision: str | None, kind: str = "model") -> str:
@@ -59,7 +88,7 @@ def why(error: BaseException, repo: str, key: str, revision: str | None, kind: s
     chain = causes(error)
     named = f"{key}={repo}" + (f" (revision {revision})" if revision else "")
     download = f"hf download {'--repo-type dataset ' * (kind == 'dataset')}{repo} --local-dir FOLDER"
-    if any(isinstance(each, GatedRepoError) for each in chain):
+    if any(isinstance(each, GatedRepoError) for each in chain) or "gated dataset" in str(error):  # datasets cuts causes
         return f"{named}: a gated repository. Accept its terms on its page at the hub, then `hf auth login`"
     if any(isinstance(each, RevisionNotFoundError) for each in chain):
         return f"{named}: the repository has no such branch, tag or commit"
@@ -77,6 +106,13 @@ def why(error: BaseException, repo: str, key: str, revision: str | None, kind: s
     if any(isinstance(each, RemoteEntryNotFoundError) for each in chain):
         return f"{named}: the repository lacks a file that is needed ({brief(error)})"
     return f"{named}: the hub did not give all of it ({brief(error)}). The same command goes on where it broke off"
+
+
+def cached_commit(repo: str, revision: str, kind: str) -> str:
+    """The commit that a branch or tag had when it was last read from the hub; a commit is its own."""
+    folder = repo_folder_name(repo_id=repo, repo_type=kind)
+    known = Path(constants.HF_HUB_CACHE) / folder / "refs" / revision
+    return known.read_text() if known.is_file() else revision
 
 
 def refused(error: BaseException) -> bool:
@@ -97,6 +133,7 @@ def causes(error: BaseException) -> list[BaseException]:
 def push(folder: str, repo: str, private: bool) -> str:
     """Upload a folder as a model repository, made where there is none; returns its address. Raises HubError."""
     try:
+        huggingface_hub.repo_exists(repo)  # in seconds, where the hub does not answer
         huggingface_hub.create_repo(repo, private=private, exist_ok=True)
         return str(huggingface_hub.upload_folder(folder_path=folder, repo_id=repo, commit_message="preftune export"))
     except Exception as error:

@@ -8,11 +8,11 @@ import torch
 from datasets import Dataset
 from equality import assert_same, batch_of, outcome
 from peft import LoraConfig
-from tiny_models import FAMILIES, tiny_model
+from tiny_models import FAMILIES, SIZES, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
@@ -68,6 +68,20 @@ def test_dropout_draws_the_same_again(family, trainers, pairs, all_wide):
         batch = batch_of(trainer)
         torch.manual_seed(0)
         found.append(outcome(trainer, batch)[2])
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.allclose(found[1][name], gradient, atol=1e-6) for name, gradient in found[0].items())
+
+
+def test_experts_that_add_their_bias_in_place_are_computed_again(all_wide):
+    config = CONFIG_MAPPING["gpt_oss"](**SIZES | {"hidden_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2})
+    model, found = AutoModelForCausalLM.from_config(config).train(), []
+    for kept in (False, True):
+        if kept:
+            checkpointing.keep_products(model)
+            model.gradient_checkpointing_enable()
+        model.zero_grad()
+        model(input_ids=torch.arange(40)[None], labels=torch.arange(40)[None]).loss.backward()
+        found.append({name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None})
     assert found[0].keys() == found[1].keys()
     assert all(torch.allclose(found[1][name], gradient, atol=1e-6) for name, gradient in found[0].items())
 

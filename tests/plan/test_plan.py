@@ -50,6 +50,13 @@ def test_adapter_parameters_are_those_that_peft_trains(composed, lora):
     assert planned.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("name", ["lm_head", "embed_tokens", "norm"])
+def test_modules_that_an_adapter_saves_whole_are_planned(composed, name):
+    plain = plan.plan(composed("dpo", "lora=lora"))
+    saving = plan.plan(composed("dpo", "lora=lora", f"+lora.modules_to_save=[{name}]"))
+    assert saving.trained > plain.trained
+
+
 def test_a_plan_from_loaded_rows_counts_them_and_their_steps(composed):
     from preftune import models
 

@@ -18,9 +18,13 @@ NARROW = 256  # a product over no more than this is cheap for what it gives: LoR
 KERNELS = ("attention", "gemm_4bit", "int8_linear_matmul", "scaled_mm", "grouped_mm")  # fused, quantized, of experts
 
 
-def policy(context: SelectiveCheckpointContext, op, *args, **kwargs) -> CheckpointPolicy:
-    """Keep products of matrices and fused attention, recompute the rest."""
+def policy(context: SelectiveCheckpointContext, op, *args, biased: bool = False, **kwargs) -> CheckpointPolicy:
+    """Keep products of matrices and fused attention, recompute the rest.
+
+    `biased`: experts add a bias to their product in place (transformers' `_grouped_linear`), so that it cannot be kept.
+    """
     costly = args[-1].shape[0] > NARROW if op in PRODUCTS else is_kernel(op) and not drops(op, args, kwargs)
+    costly = costly and not (biased and "grouped_mm" in op.name())
     return CheckpointPolicy.MUST_SAVE if costly else CheckpointPolicy.PREFER_RECOMPUTE
 
 
@@ -43,7 +47,9 @@ def keep_products(model: PreTrainedModel | PeftModel) -> None:
     the trainer's arguments could not be written to JSON.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    enable, contexts = base.gradient_checkpointing_enable, partial(create_selective_checkpoint_contexts, policy)
+    biased = any(getattr(module, "has_bias", False) for module in base.modules())
+    chosen = partial(policy, biased=biased)
+    enable, contexts = base.gradient_checkpointing_enable, partial(create_selective_checkpoint_contexts, chosen)
 
     def gradient_checkpointing_enable(gradient_checkpointing_kwargs: dict | None = None, **kwargs):
         given = dict(gradient_checkpointing_kwargs or {}) | {"use_reentrant": False, "context_fn": contexts}

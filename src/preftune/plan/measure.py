@@ -286,6 +286,7 @@ class Step:
 
 def _fake(model: PreTrainedModel, setting: Setting) -> None:
     """Parameters and buffers as fake tensors, in the precision that they train in; gradients are dropped at once."""
+    fakes: dict[torch.nn.Parameter, torch.nn.Parameter] = {}  # tied modules hold one parameter, and go on doing so
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout) and not setting.dropout:
             module.p = 0.0
@@ -293,14 +294,14 @@ def _fake(model: PreTrainedModel, setting: Setting) -> None:
             if buffer is not None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
         for name, old in module._parameters.items():
-            if old is None:
+            if old is None or old in fakes:
+                module._parameters[name] = fakes.get(old)
                 continue
             adapted = old.requires_grad and setting.four_bit and setting.adapter  # TRL trains QLoRA's adapters in bf16
             made = torch.empty(old.shape, dtype=torch.bfloat16 if adapted else old.dtype)
-            module._parameters[name] = torch.nn.Parameter(made, requires_grad=old.requires_grad)
+            module._parameters[name] = fakes[old] = torch.nn.Parameter(made, requires_grad=old.requires_grad)
             if old.requires_grad:  # dropped at once: they are counted apart
                 module._parameters[name].register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-    (model.get_base_model() if setting.adapter else model).tie_weights()
     if setting.four_bit:
         base = model.get_base_model() if setting.adapter else model
         for module in base.base_model.modules():
