@@ -58,11 +58,11 @@ def stage_parts(stage: Record, title: str) -> str:
         )
     parts = [
         sections.findings(stage),
-        sections.proofs(stage),
         sections.gate(stage),
         sections.looks(stage),
         curves_of(stage),
         sections.by_length(stage),
+        sections.proofs(stage),
         sections.speed(stage),
         sections.data(stage),
     ]
