@@ -279,18 +279,21 @@ def compared(folder: Path, lora: bool) -> dict:
     return row
 
 
-def matrix_row(kind: str, scratch: str, answer) -> None:
-    """Send one architecture, in full and with LoRA."""
+def matrix_row(kind: str, folder: Path) -> dict:
+    """One architecture, in full and with LoRA, its files in `folder`."""
     torch.set_num_threads(1)
-    folder = Path(scratch)
     try:
         if reason := no_text(kind):
-            return answer.send({"kind": kind, "no_text": reason})
+            return {"kind": kind, "no_text": reason}
         with contextlib.redirect_stderr(io.StringIO()):
             build(kind, folder)
     except Exception as error:
-        return answer.send({"kind": kind, "not_built": brief(error.__cause__ or error)})
-    return answer.send({"kind": kind, "full": compared(folder, lora=False), "lora": compared(folder, lora=True)})
+        return {"kind": kind, "not_built": brief(error.__cause__ or error)}
+    return {"kind": kind, "full": compared(folder, lora=False), "lora": compared(folder, lora=True)}
+
+
+def send_row(kind: str, scratch: str, answer) -> None:
+    answer.send(matrix_row(kind, Path(scratch)))
 
 
 def in_time(kind: str) -> dict:
@@ -298,7 +301,7 @@ def in_time(kind: str) -> dict:
     context = multiprocessing.get_context("forkserver")
     mine, theirs = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        process = context.Process(target=matrix_row, args=(kind, scratch, theirs))
+        process = context.Process(target=send_row, args=(kind, scratch, theirs))
         process.start()
         theirs.close()
         try:

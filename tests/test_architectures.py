@@ -21,8 +21,8 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", KINDS.values(), ids=KINDS.keys())
-def test_what_trl_trains_is_trained_with_its_losses(name):
-    row = matrix_row(name)
+def test_what_trl_trains_is_trained_with_its_losses(name, tmp_path):
+    row = matrix_row(name, tmp_path)
     for way in ("full", "lora"):
         assert row[way]["preftune"] >= row[way]["trl"], row[way]
         assert row[way].get("difference", 0.0) < 1e-4
