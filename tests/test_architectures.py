@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.models import matrix_row
+from benchmarks.models import build, matrix_row
 
 KINDS = {
     "dense": "qwen3",
@@ -27,3 +27,11 @@ def test_what_trl_trains_is_trained_with_its_losses(name, tmp_path):
         assert row[way]["preftune"] >= row[way]["trl"], row[way]
         assert row[way].get("difference", 0.0) < 1e-4
     assert row["full"]["trl"]
+
+
+def test_a_model_without_gradient_checkpointing_trains_under_the_defaults(typed, pairs_file, small, tmp_path):
+    build("openai-gpt", tmp_path / "model")
+    given = ["model=path", f"model.path={tmp_path / 'model'}", "data=file", f"data.path={pairs_file}", "output_dir=run"]
+    done = typed("recipes.dpo", *small, *given)
+    assert done.returncode == 0, done.stderr
+    assert "gradient checkpointing: off, which OpenAIGPTLMHeadModel does not support" in done.stdout

@@ -71,6 +71,9 @@ def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer=None) -> 
     model = models.load_model(cfg.model, cfg.lora, bool(cfg.hardware.use_cpu))
     models.require_trainable(model, cfg.model.path, bool(cfg.lora))
     fits.require(model, tokenizer, cfg, data)
+    if args.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        args.gradient_checkpointing = args.activation_checkpointing = False  # the second is transformers' new name
+        print(f"gradient checkpointing: off, which {type(model).__name__} does not support")
     carry(tokenizer, model)
     frozen = frozenset(name for name, each in model.named_parameters() if not each.requires_grad)
     if getattr(args, "disable_dropout", False) and (count := models.disable_dropout(model)):
@@ -88,7 +91,7 @@ def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer=None) -> 
     require_a_batch(trainer)
     engine.require(cfg, trainer.accelerator)
     engine.release(trainer)
-    if cfg.hardware.get("gradient_checkpointing") == checks.SELECTIVE:
+    if args.gradient_checkpointing and cfg.hardware.get("gradient_checkpointing") == checks.SELECTIVE:
         keep_products(trainer.model)
     trainer.frozen_by_model = frozen
     trainer.starts_as_reference = cfg.model.reference is None

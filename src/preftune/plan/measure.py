@@ -233,7 +233,7 @@ class Step:
             model.train()
             if setting.checkpointing == SELECTIVE:
                 keep_products(model)
-            if setting.checkpointing:
+            if setting.checkpointing and model.supports_gradient_checkpointing:
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             layers = layers_of(base, config.get_text_config().num_hidden_layers) or []
             watch, flop = Watch(), FlopCounterMode(display=False, custom_mapping=COUNTED)
