@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from preftune import checks, runs
-from preftune.trainer import build_trainer, trainer_arguments
+from preftune.trainer import SettingsError, build_trainer, trainer_arguments
 from preftune.training import train
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -199,3 +199,21 @@ def test_an_online_reference_is_a_copy_of_the_very_model_that_is_trained(compose
     assert trainer.ref_model is not trainer.model
     for policy, reference in zip(trainer.model.parameters(), trainer.ref_model.parameters(), strict=True):
         assert policy.data_ptr() != reference.data_ptr() and torch.equal(policy, reference)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "library"),
+    [
+        ("sft", "+train.assistant_only_loss=true", "trl refuses these settings"),
+        ("sft", "+train.padding_free=true", "trl refuses these settings"),
+        ("dpo", "lora.target_modules=nope.*", "peft refuses these settings"),
+    ],
+)
+def test_what_a_library_refuses_is_one_line_in_its_own_words(composed, recipe, given, library):
+    with pytest.raises(SettingsError, match=library):
+        build_trainer(composed(recipe, given))
+
+
+def test_a_target_module_that_is_not_there_is_named(composed, capsys):
+    build_trainer(composed("dpo", "lora.target_modules=[q_proj,nope]"))
+    assert "lora.target_modules: no module is named nope" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Config groups in, one TRL trainer out."""
 
 import copy
+import traceback
 from pathlib import Path
 
 from datasets import Dataset
@@ -12,12 +13,15 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from preftune import checks, engine, fastpath, fits, metrics, models, runs
 from preftune.data import Data, DataError, load
+from preftune.errors import UserError
 from preftune.evaluation_means import EvaluationMeans
 from preftune.fastpath.checkpointing import keep_products
 from preftune.global_batch import accumulation
 from preftune.health import ProvedStart
 from preftune.template_tokens import TemplateTokens
 from preftune.tokenizer import carry
+
+LIBRARIES = ("trl", "transformers", "peft", "accelerate")
 
 
 def trainer_arguments(cfg: DictConfig) -> dict:
@@ -37,12 +41,27 @@ def trainer_arguments(cfg: DictConfig) -> dict:
     return merged | {"gradient_accumulation_steps": accumulation(cfg, runs.world_size())}
 
 
+class SettingsError(UserError):
+    """Settings that TRL, transformers or PEFT refuse, in their own words."""
+
+
 def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer=None) -> Trainer:
     """The TRL trainer that `cfg` describes, its data loaded and its reference ready.
 
     `loss.trainer` names the class; its config class stands beside it under TRL's own rule (XTrainer, XConfig).
-    Raises ModelError and DataError where the model or the data cannot be used.
+    Raises ModelError and DataError where the model or the data cannot be used, SettingsError where a library refuses.
     """
+    try:
+        return _build(cfg, data, tokenizer)
+    except (ValueError, ImportError) as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        library = frame.f_globals.get("__name__", "").partition(".")[0]
+        if isinstance(error, UserError) or library not in LIBRARIES:
+            raise
+        raise SettingsError(f"{library} refuses these settings: {' '.join(str(error).split())}") from error
+
+
+def _build(cfg: DictConfig, data: Data | None, tokenizer) -> Trainer:
     trainer_class = get_class(cfg.loss.trainer)
     args_class = get_class(cfg.loss.trainer.removesuffix("Trainer") + "Config")
     arguments = trainer_arguments(cfg)
@@ -108,6 +127,10 @@ def adapter(lora: DictConfig, model) -> LoraConfig | None:
         return None
     given = OmegaConf.to_container(lora, resolve=True)
     given.pop("quantization", None)
+    wanted, names = given.get("target_modules"), [name for name, _ in model.named_modules()]
+    for target in wanted if isinstance(wanted, list) else ():
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            print(f"lora.target_modules: no module is named {target}")
     return models.lora_config(given, model)
 
 

@@ -1,5 +1,6 @@
 """Values that are right by themselves and cannot work together. A rule is a function from a stage to its problems."""
 
+import importlib.util
 import re
 from collections.abc import Iterator
 
@@ -70,6 +71,18 @@ def checkpointing(stage: Stage) -> Iterator[Problem]:
         yield stage.problem("gradient_checkpointing", "does not go with use_reentrant: true; leave one of them out")
     if old == SELECTIVE and stage.section("hardware").get("engine") == "zero3" and stage.section("lora"):
         yield stage.problem("gradient_checkpointing", "TRL needs reentrant ones for adapters under ZeRO-3; write true")
+
+
+def schedule(stage: Stage) -> Iterator[Problem]:
+    given = stage["lr_scheduler_kwargs"] or {}
+    if stage["lr_scheduler_type"] == "warmup_stable_decay" and "num_decay_steps" not in given:
+        kwargs = f"'{stage.key('lr_scheduler_kwargs')}={{num_decay_steps: 100}}'"
+        yield stage.problem("lr_scheduler_type", f"warmup_stable_decay needs the steps of its decay: {kwargs}")
+
+
+def liger(stage: Stage) -> Iterator[Problem]:
+    if stage["use_liger_kernel"] and importlib.util.find_spec("liger_kernel") is None:
+        yield stage.problem("use_liger_kernel", "liger-kernel is not installed: pip install liger-kernel")
 
 
 def moving_reference(stage: Stage) -> Iterator[Problem]:
@@ -209,6 +222,8 @@ RULES = [
     weighting,
     one_precision,
     checkpointing,
+    schedule,
+    liger,
     moving_reference,
     streaming,
     demonstrations,

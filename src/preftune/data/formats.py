@@ -118,7 +118,7 @@ def checked(value: object, origin: str, raw: str) -> Read:
 
 def json_type(value: object) -> str:
     """What a value is called in JSON."""
-    names = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", type(None): "null"}
+    names = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", bytes: "bytes", type(None): "null"}
     return names.get(type(value), "a number")
 
 

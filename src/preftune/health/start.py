@@ -50,11 +50,12 @@ class ProvedStart:
         first = self.findings is not None and self.state.global_step == 0 and not getattr(self, "_proved", False)
         if first:
             self._proved = True
+            bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
             self._look(mask_faults, self, inputs)
-            self._look(parameter_faults, self.accelerator.unwrap_model(model), self.frozen_by_model)
+            self._look(parameter_faults, bare, self.frozen_by_model)
         if first and with_noise(self.args):
             self._without_noise(inputs)
-        with modules_that_run(self.accelerator.unwrap_model(model) if first else None) as ran:
+        with modules_that_run(bare if first else None) as ran:
             loss = super().training_step(model, inputs, num_items_in_batch)
         if self.findings is not None and not torch.isfinite(loss):
             self.findings.stop(not_finite("loss", self.state.global_step, loss.item()))
@@ -62,7 +63,7 @@ class ProvedStart:
             if not with_noise(self.args):
                 self._look(loss_faults, self)
             if not self.is_deepspeed_enabled:  # DeepSpeed keeps gradients to itself
-                self._look(gradient_faults, self.accelerator.unwrap_model(model), ran)
+                self._look(gradient_faults, bare, ran)
         return loss
 
     def _without_noise(self, inputs) -> None:
