@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from preftune.checkpoints import PARTS, SEAL, lacking
-from preftune.runs import RunError
+from preftune.runs import RunError, metrics
 from preftune.training import train
 
 STEPS = ("train.max_steps=4", "train.save_steps=2", "train.save_total_limit=null")
@@ -65,6 +65,26 @@ def test_the_patience_of_early_stopping_goes_on_where_it_was(composed):
     broken_off(run, 2)
     train(composed("dpo", *how, "resume=true"))
     assert losses(run) == pytest.approx(unbroken, abs=1e-6)
+
+
+def test_what_was_logged_is_what_the_unbroken_run_logs(composed):
+    """A kill between the last checkpoint of an epoch and its evaluation."""
+    how = ("train.num_train_epochs=2", "train.max_steps=-1", "train.save_steps=1", "train.save_total_limit=null")
+    cfg = composed("dpo", *how, "train.eval_strategy=epoch")
+    train(cfg)
+    run = Path(cfg.output_dir)
+    unbroken = metrics(run)
+    first = next(row["step"] for row in unbroken if "eval_loss" in row)
+    broken_off(run, first)
+    (run / "metrics.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in unbroken if row["step"] <= first and "eval_loss" not in row)
+    )
+    train(composed("dpo", *how, "train.eval_strategy=epoch", "resume=true"))
+    again = metrics(run)
+    for name in ("loss", "num_tokens", "eval_loss", "eval_num_tokens", "eval_rewards/accuracies"):
+        values = [[row[name] for row in rows if name in row] for rows in (unbroken, again)]
+        assert values[1] == pytest.approx(values[0], abs=1e-6), name
+    assert len([row for row in again if "eval_loss" in row]) == 2
 
 
 def test_checkpoints_of_the_model_alone_are_named_at_the_start_and_cannot_be_resumed(composed, capsys):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import xxhash
-from transformers import Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from preftune import engine, runs
@@ -20,16 +20,22 @@ PARTS = {  # of a checkpoint that a run can go on from, as one process, DDP, FSD
     "random state": ["rng_state*.pth"],
     "step": ["trainer_state.json"],
 }
+TOKENS = "num_tokens.json"
 BLOCK = 2**22
 
 
 class Seal(TrainerCallback):
-    """Seals each checkpoint once all ranks have written theirs."""
+    """Seals each checkpoint once all ranks have written theirs, with the count of tokens that TRL keeps in memory."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
 
     def on_save(self, args, state, control, **kwargs):
         wait_for_all()
         if state.is_world_process_zero:
-            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            runs.write_json(folder / TOKENS, getattr(self.trainer, "_total_train_tokens", None))
+            seal(folder)
 
 
 def seal(folder: Path) -> None:
@@ -115,6 +121,25 @@ def restore(trainer: Trainer, checkpoint: Path) -> None:
     """Put a checkpoint's weights into the trainer's model."""
     with engine.whole(trainer.model, changed=True):
         trainer._load_from_checkpoint(str(checkpoint))
+
+
+def carry_on(trainer: Trainer, checkpoint: Path, state: TrainerState) -> None:
+    """Give the trainer what transformers does not restore: patience, tokens so far, an evaluation that a kill cut off.
+
+    An evaluation at the end of an epoch comes after the checkpoint of the same step.
+    """
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, EarlyStoppingCallback):  # whose patience transformers counts from 0 again
+            kept = state.stateful_callbacks.get(type(callback).__name__) or {}
+            vars(callback).update(kept.get("attributes", {}))
+    if (counted := checkpoint / TOKENS).exists() and hasattr(trainer, "_total_train_tokens"):
+        trainer._total_train_tokens = json.loads(counted.read_text()) or 0
+    rows = runs.metrics(Path(trainer.args.output_dir))
+    known = any(row["step"] == state.global_step and "eval_loss" in row for row in rows)
+    if trainer.args.eval_strategy == "epoch" and float(state.epoch or 0.5).is_integer() and not known:
+        restore(trainer, checkpoint)
+        trainer.state = state
+        trainer.evaluate()
 
 
 def wait_for_all() -> None:

@@ -41,6 +41,15 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def metrics(run: Path) -> list[dict]:
+    """The rows of a run's metrics.jsonl, without half a line of a run that was killed while it wrote."""
+    path, rows = run / "metrics.jsonl", []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
 def way_on(cfg: DictConfig) -> str:
     """How a run that has ended early goes on: from its last checkpoint, if it has come so far and holds all of it."""
     if not begun(Path(cfg.output_dir)):

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from preftune.errors import UserError, advice, brief
-from preftune.runs import main_process, write_text
+from preftune.runs import main_process, metrics, write_text
 
 LOGIN_SECONDS = 20  # a key without a network would block for about 100 s
 FINISH_SECONDS = 120  # the same at the end; what was not sent by then stays on disk
@@ -47,8 +47,7 @@ class MetricsFile(TrainerCallback):
         """Of a run that goes on from a checkpoint, leave out what was logged after it: those steps come again."""
         if not state.is_world_process_zero or not self.path.exists():
             return
-        kept = [row for row in map(_row, self.path.read_text(encoding="utf-8").splitlines()) if row]
-        kept = [row for row in kept if row["step"] <= state.global_step]
+        kept = [row for row in metrics(self.path.parent) if row["step"] <= state.global_step]
         self.started -= kept[-1]["seconds"] if kept else 0
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
@@ -57,13 +56,6 @@ class MetricsFile(TrainerCallback):
             row = {"step": state.global_step, "seconds": round(time.time() - self.started, 3), **logs}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-
-
-def _row(line: str) -> dict | None:
-    try:
-        return json.loads(line)
-    except ValueError:  # half a line, of a run that was killed while it wrote
-        return None
 
 
 class Progress(TrainerCallback):

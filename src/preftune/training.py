@@ -12,7 +12,7 @@ import datasets
 import transformers
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from transformers import EarlyStoppingCallback, Trainer, TrainerState
+from transformers import Trainer, TrainerState
 
 from preftune import checkpoints, checks, engine, hardware, health, launch, models, plan, report, runs
 from preftune.data import Data
@@ -197,7 +197,7 @@ def watch(
         MetricsFile(run / "metrics.jsonl"),
         Progress(choices.get("loss", "train")),
         monitor,
-        checkpoints.Seal(),
+        checkpoints.Seal(trainer),
     ]
     if cfg.sample_steps and start is not None:
         prompts = data.eval_pairs[: cfg.samples]["prompt"]
@@ -240,10 +240,7 @@ def run_training(trainer: Trainer, checkpoint: Path | None) -> None:
         trainer.train()
         return
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, EarlyStoppingCallback):  # its patience, which transformers counts from 0 again
-            kept = state.stateful_callbacks.get(type(callback).__name__) or {}
-            vars(callback).update(kept.get("attributes", {}))
+    checkpoints.carry_on(trainer, checkpoint, state)
     if trainer.args.ignore_data_skip:
         print("resume: train.ignore_data_skip=true: the epoch begins anew, not with the rows that are left of it")
     if state.global_step < state.max_steps:

@@ -49,7 +49,7 @@ class EndProofs(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         with advice("end-of-run proof of the weights"):
             now = hashes(self.trainer.model) if self.weights else {}
-            moved = {name for name in now if now[name] != self.weights[name]}
+            moved = {name for name, value in now.items() if value != self.weights[name]}
             back = args.load_best_model_at_end and (state.best_global_step or 0) <= self.begun_at  # resumed, no better
             if now and self.highest_rate > 0 and not back:
                 self._judge(trained_moved(moved & self.trained, self.trained, state.global_step))
@@ -101,8 +101,10 @@ def whole_tensors(state: dict) -> Iterator[tuple[str, torch.Tensor]]:
 
 def hashes(model: torch.nn.Module) -> dict[str, str]:
     """{parameter: hash of its dtype, shape and bytes}."""
+    names = {name for name, _ in model.named_parameters()}
     with engine.whole(model):
-        state = dict(model.named_parameters())
+        # by the state dict, in which bitsandbytes brings back weights that it has laid out anew for this CPU
+        state = {name: tensor for name, tensor in model.state_dict().items() if name in names}
         return {name: weights_digest({name: tensor}).hexdigest() for name, tensor in whole_tensors(state)}
 
 

@@ -215,12 +215,8 @@ def scored_rows(inputs: dict) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     for side in ("", "chosen_", "rejected_"):
         if f"{side}input_ids" not in inputs or not {f"{side}labels", "completion_mask"} & inputs.keys():
             continue
-        ids = inputs[f"{side}input_ids"].cpu()
-        scored = (
-            inputs["completion_mask"].bool()
-            if not side and "completion_mask" in inputs
-            else inputs[f"{side}labels"] != -100
-        )
+        ids, labels = inputs[f"{side}input_ids"].cpu(), inputs.get(f"{side}labels")
+        scored = inputs["completion_mask"].bool() if labels is None else labels != -100
         attended = inputs.get(f"{side}attention_mask", torch.ones_like(ids)).bool().cpu()
         for row, mask, seen in zip(ids, scored.cpu(), attended, strict=True):
             yield row[seen], mask[seen]
