@@ -136,7 +136,11 @@ def carry_on(trainer: Trainer, checkpoint: Path, state: TrainerState) -> None:
         trainer._total_train_tokens = json.loads(counted.read_text()) or 0
     rows = runs.metrics(Path(trainer.args.output_dir))
     known = any(row["step"] == state.global_step and "eval_loss" in row for row in rows)
-    if trainer.args.eval_strategy == "epoch" and float(state.epoch or 0.5).is_integer() and not known:
+    if trainer.args.eval_strategy != "epoch" or not float(state.epoch or 0.5).is_integer() or known:
+        return
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:  # whose engines are made by training alone
+        print(f"resume: the evaluation of step {state.global_step} was cut off and is not made up")
+    else:
         restore(trainer, checkpoint)
         trainer.state = state
         trainer.evaluate()
