@@ -134,6 +134,7 @@ def base(tmp_path):
     return tmp_path / "base"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", ["lora=none", "lora=lora lora.r=64"])
 def test_the_export_stops_where_the_trained_model_does(lora, typed, small, base, tmp_path):
     rows = [{"prompt": f"Is {n} a number?", "chosen": "Yes.", "rejected": "No " * 5} for n in range(16)]

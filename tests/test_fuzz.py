@@ -90,6 +90,7 @@ def test_every_file_is_read_or_answered(composed, tmp_path, on_bad_rows):
     read()
 
 
+@pytest.mark.slow
 def test_what_is_read_trains_or_is_answered(composed, tmp_path):
     @FEW
     @given(st.lists(ROW, min_size=1, max_size=3), st.sampled_from(["dpo", "kto", "orpo", "sft"]), st.integers())

@@ -32,7 +32,7 @@ class HubError(UserError):
 def patient_client():
     """huggingface_hub's own client, which would wait for minutes or for ever, and then try again.
 
-    After one question without an answer, or two downloads or uploads, this process goes on with the local cache.
+    After two calls in a row without an answer, this process goes on with the local cache.
     """
     client = default_client_factory()
     send, stalls = client.send, 0
@@ -46,9 +46,8 @@ def patient_client():
             response = send(request, **options)
         except Exception as error:
             if any(kind.__name__ == "TimeoutException" for kind in type(error).__mro__):
-                question = request.method == "HEAD" or (request.method == "GET" and "/resolve/" not in request.url.path)
-                stalls += 2 if question else 1
-                if stalls >= 2:
+                stalls += 1
+                if stalls == 2:
                     go_offline(error)
             raise
         stalls = 0

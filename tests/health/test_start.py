@@ -153,8 +153,7 @@ def test_a_wrong_reference_is_found_under_noise_too(trainer_of):
     assert stops(trainer_of("+lora.init_lora_weights=false", "+train.neftune_noise_alpha=5")) == "step0_reference"
 
 
-@pytest.mark.slow
 def test_a_compiled_model_is_judged_by_what_it_compiles(trainer_of):
-    trainer = trainer_of("+train.torch_compile=true", "train.max_steps=1")
+    trainer = trainer_of("+train.torch_compile=true", "+train.torch_compile_backend=eager", "train.max_steps=1")
     trainer.train()
     assert trainer.findings.rows() == []
