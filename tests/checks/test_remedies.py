@@ -17,7 +17,8 @@ OVERRIDE = re.compile(
 )
 TO_FILL_IN = re.compile(r"\{\}|<|…|[A-Z]{3,}|\[$")  # what the user is to replace, and what the program has filled in
 BESIDE = {"train.eval_steps": ["train.eval_strategy=steps"]}  # what the same message writes out too
-ELSEWHERE = ("there is no", "needs", "must be given", "does not work on CPU", "is not installed")  # what this folder or machine has not
+# what this folder or machine has not
+ELSEWHERE = ("there is no", "needs", "must be given", "does not work on CPU", "is not installed")
 
 
 def documented(tree: ast.AST) -> set[ast.AST]:
