@@ -116,7 +116,6 @@ def extra_fields(row: dict) -> list[str]:
             for message in value
             if isinstance(message, dict) and {"role", "from"} & message.keys()
             for field, content in message.items()
-            if field not in ("role", "from", "content", "value")
-            and content not in UNSAID.get(field, (None, "", [], {}))
+            if field not in READ and content not in UNSAID.get(field, (None, "", [], {}))
         }
     )
