@@ -20,13 +20,17 @@ CHATML = (
 )
 
 
-@functools.cache
 def cache_dir() -> Path:
     """Where preftune keeps what it can compute again: PREFTUNE_CACHE, else ~/.cache/preftune.
 
     Where that cannot be written to, a folder of this process alone, with a line that says so.
     """
-    place = Path(os.environ.get("PREFTUNE_CACHE") or Path.home() / ".cache" / "preftune").expanduser()
+    return writable(Path(os.environ.get("PREFTUNE_CACHE") or Path.home() / ".cache" / "preftune").expanduser())
+
+
+@functools.cache
+def writable(place: Path) -> Path:
+    """`place`, made where it is missing, or the folder of this process where it cannot be written to."""
     try:
         place.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=place).close()
