@@ -159,7 +159,7 @@ def test_a_data_set_that_is_not_given_is_one_line_in_seconds(inspect, typed_as):
     done, seconds = inspect(name, *overrides)
     assert done.returncode == 1
     [line] = [line for line in done.stderr.splitlines() if line.startswith(f"data.path={name}")]
-    assert NOT_GIVEN[typed_as] in line and seconds < (45 if name == "late/pairs" else 25)
+    assert NOT_GIVEN[typed_as] in line and seconds < 25
 
 
 def test_a_cold_cache_and_a_cut_download_of_a_data_set_are_one_line(inspect):

@@ -20,8 +20,8 @@ from huggingface_hub.utils._http import default_client_factory
 
 from preftune.errors import UserError, brief
 
-SECONDS = 5  # that the first call waits
-STALLED = max(10, constants.HF_HUB_DOWNLOAD_TIMEOUT)  # each one that reads
+SECONDS = 5  # that a question waits
+STALLED = max(10, constants.HF_HUB_DOWNLOAD_TIMEOUT)  # each call that reads a file
 UPLOADING = 120  # each one that writes: the hub answers when it has stored what was sent
 
 
@@ -39,7 +39,9 @@ def patient_client():
 
     def patient(request, **options):
         nonlocal stalls
-        longest = STALLED if request.method in ("GET", "HEAD") else UPLOADING
+        longest = UPLOADING
+        if request.method in ("GET", "HEAD"):
+            longest = STALLED if request.method == "GET" and "/resolve/" in request.url.path else SECONDS
         limits = request.extensions.get("timeout", {})
         request.extensions["timeout"] = {name: min(limit or longest, longest) for name, limit in limits.items()}
         try:
