@@ -11,7 +11,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from preftune import embedded
+from preftune.models import embedded
 
 ROOT = Path(__file__).parents[1]
 HH = ROOT.parent / "shared/data/hh-harmless-2000.jsonl.gz"

@@ -26,8 +26,8 @@ from pathlib import Path
 
 from benchmarks.data import HH
 from benchmarks.paths import Case
-from preftune.checks import SELECTIVE
-from preftune.hardware import cpu_has_bf16
+from preftune.config.hardware import cpu_has_bf16
+from preftune.config.stages import SELECTIVE
 
 PATHS = ("trl_default", "trl_tuned", "preftune", "limit")
 STEPS = {"trl_default": 3, "trl_tuned": 4, "preftune": 8, "limit": 6}

@@ -10,9 +10,10 @@ import time
 import numpy as np
 from omegaconf import OmegaConf
 
-from preftune import models
-from preftune.data import label_noise, load
+from preftune.data.label_noise import reading, swap_probabilities
+from preftune.data.load import load
 from preftune.data.set_checks import couples_in_order
+from preftune.models.load import load_model, load_tokenizer
 
 SWAPPED = 0.2
 
@@ -26,14 +27,14 @@ def main(model="embedded://tiny", path="pkg://preftune.data.demo/train.jsonl", r
     pairs = load(base.data, "paired", None, None, 0).train
     pairs = pairs.add_column("origin", pairs["id"][:])
     started = time.time()
-    network = models.load_model(base.model, OmegaConf.create({}), use_cpu=True)
-    features = label_noise.reading(network, models.load_tokenizer(base.model), pairs, int(max_length))
+    network = load_model(base.model, OmegaConf.create({}), use_cpu=True)
+    features = reading(network, load_tokenizer(base.model), pairs, int(max_length))
     print(f"{len(pairs)} pairs of {path} read by {model} in {time.time() - started:.0f} s")
     areas, hits = [], []
     for seed in range(10):
         rng = np.random.default_rng(seed)
         swapped = rng.permutation(len(pairs)) < SWAPPED * len(pairs)
-        doubts = label_noise.swap_probabilities(np.where(swapped[:, None], -features, features))
+        doubts = swap_probabilities(np.where(swapped[:, None], -features, features))
         areas.append(couples_in_order(doubts, swapped)[0])
         hits.append(swapped[np.argsort(-doubts)[: swapped.sum()]].mean())
     print(f"area under the ROC curve {np.mean(areas):.3f} ± {np.std(areas):.3f} over 10 draws (chance: 0.5)")

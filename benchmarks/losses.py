@@ -20,11 +20,11 @@ from hydra.utils import get_class
 from trl.trainer.utils import create_model_from_path
 
 from benchmarks import models as matrix  # sets the environment before torch is imported
-from preftune import training
-from preftune.errors import brief
-from preftune.models import load_tokenizer
-from preftune.template_tokens import TemplateTokens
-from preftune.trainer import load_data, trainer_arguments
+from preftune.config.errors import brief
+from preftune.models.load import load_tokenizer
+from preftune.runs import training
+from preftune.trainers.build import load_data, trainer_arguments
+from preftune.trainers.template_tokens import TemplateTokens
 
 RESULTS = Path(__file__).with_name("results") / "losses.jsonl"
 KINDS = ["llama", "gemma2", "gemma3", "gpt2", "qwen3_moe", "gpt_oss", "qwen3_5", "mamba", "falcon_h1", "lfm2"]

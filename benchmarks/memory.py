@@ -63,7 +63,7 @@ def gpt2(folder: Path) -> Path:
     """A GPT-2 of its smallest shape with random weights and SmolLM2's tokenizer."""
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-    from preftune import embedded
+    from preftune.models import embedded
 
     tokenizer = AutoTokenizer.from_pretrained(embedded.folder("embedded://smollm2"))
     GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer))).save_pretrained(folder / "gpt2")
@@ -78,12 +78,14 @@ def measure(recipe: str, overrides: list[str], only_plan: bool) -> None:
     from hydra.utils import get_class
 
     from benchmarks.paths import memory, reset_peak
-    from preftune import models, plan, trainer
-    from preftune.data import load
+    from preftune.data.load import load
+    from preftune.models.load import load_tokenizer
+    from preftune.plan import plan
+    from preftune.runs.training import build_trainer
 
     with initialize_config_module("preftune.conf", version_base="1.3"):
         cfg = compose(recipe, [*FIXED, *overrides])
-    tokenizer = models.load_tokenizer(cfg.model)
+    tokenizer = load_tokenizer(cfg.model)
     data = load(cfg.data, view=cfg.loss.view, tokenizer=tokenizer, max_length=cfg.train.max_length, seed=0)
     planned = plan.plan(cfg, data, tokenizer)
     if only_plan:
@@ -93,7 +95,7 @@ def measure(recipe: str, overrides: list[str], only_plan: bool) -> None:
         torch.nn.Linear(64, 64)(torch.ones(64, 64)).sum().backward()
     reset_peak()
     idle = memory("VmRSS")
-    built = trainer.build_trainer(cfg, data, tokenizer)
+    built = build_trainer(cfg, data, tokenizer)
     loaded = memory("VmRSS")
     built.train()
     peak = memory("VmHWM")

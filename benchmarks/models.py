@@ -30,8 +30,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoT
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from trl import DPOConfig, DPOTrainer
 
-from preftune import embedded, training
-from preftune.errors import brief
+from preftune.config.errors import brief
+from preftune.models import embedded
+from preftune.runs import training
 
 RESULTS = Path(__file__).with_name("results") / "models.jsonl"
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"

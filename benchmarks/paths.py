@@ -19,8 +19,7 @@ from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback
 
 from benchmarks import data, flops
-from preftune import fastpath
-from preftune.checks import SELECTIVE
+from preftune.config.stages import SELECTIVE
 from preftune.fastpath.checkpointing import keep_products
 from preftune.fastpath.reference_cache import reference_jobs, scored_example, without_kl
 
@@ -112,7 +111,7 @@ def build(case: Case, path: str, folder: str):
     """The trainer of this path, with its data tokenized and nothing computed yet."""
     trainer_class, config_class = trainer_classes(case.method)
     if path == "preftune":
-        trainer_class = fastpath.trainer_class(trainer_class)
+        trainer_class = trainer_class(trainer_class)
     recomputed = bool(case.checkpointing) if path == "preftune" else case.checkpointing is True
     tuned = {"gradient_checkpointing": recomputed} | (REFERENCE if case.method != "orpo" else {})
     options = {} if path == "trl_default" else tuned

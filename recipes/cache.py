@@ -5,15 +5,15 @@
 
 import hydra
 
-from preftune import checks
-from preftune.fastpath import cache_store
+from preftune.config.command_line import command_line
+from preftune.fastpath import reference_store
 
 
 @hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="cache")
 def main(cfg):
-    print(cache_store.report(**cfg))
+    print(reference_store.report(**cfg))
 
 
 if __name__ == "__main__":
-    checks.command_line("cache")
+    command_line("cache")
     main()

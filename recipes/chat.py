@@ -7,18 +7,19 @@ import sys
 
 import hydra
 
-from preftune import checks, errors
+from preftune.config.command_line import command_line
+from preftune.config.errors import plainly
 
 
 @hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="chat")
 def main(cfg):
-    from preftune.chat import chat  # imports torch: only after the checks
+    from preftune.evaluate.chat import chat  # imports torch: only after the checks
 
-    with errors.plainly():
+    with plainly():
         chat(cfg)
 
 
 if __name__ == "__main__":
     sys.argv[1:] = ["compare=true" if argument == "--compare" else argument for argument in sys.argv[1:]]
-    checks.command_line("chat")
+    command_line("chat")
     main()

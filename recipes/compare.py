@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from preftune import errors
+from preftune.config.errors import plainly
 
 FORMATS = ("format=table", "format=json")  # written as everywhere else in preftune
 
@@ -23,12 +23,14 @@ def main():
     if form not in FORMATS:
         parser.error(f"{form}: wants {' or '.join(FORMATS)}")
     runs = [Path(each) for each in given.runs if not each.startswith("format=")]
-    from preftune.report import comparison, comparison_page, ranking, record
+    from preftune.report import comparison, comparison_page
+    from preftune.report.ranking import as_json, as_text
+    from preftune.report.record import write_text
 
-    with errors.plainly():
+    with plainly():
         found = comparison.compare(runs)
-        page = record.write_text(given.output, comparison_page.html(found))
-    print(ranking.as_json(found) if form == "format=json" else ranking.as_text(found))
+        page = write_text(given.output, comparison_page.html(found))
+    print(as_json(found) if form == "format=json" else as_text(found))
     print(f"Page  {page}", file=sys.stderr if form == "format=json" else sys.stdout)
 
 

@@ -5,17 +5,18 @@
 
 import hydra
 
-from preftune import checks, errors
+from preftune.config.command_line import command_line
+from preftune.config.errors import plainly
 
 
 @hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="dashboard")
 def main(cfg):
-    from preftune import dashboard
+    from preftune.report import dashboard
 
-    with errors.plainly():
+    with plainly():
         print(dashboard.build(**cfg))
 
 
 if __name__ == "__main__":
-    checks.command_line("dashboard")
+    command_line("dashboard")
     main()

@@ -8,6 +8,6 @@ import sys
 if __name__ == "__main__":
     if sys.argv[1:]:
         sys.exit(f"{__doc__}\nIt takes no arguments." if sys.argv[1] not in ("--help", "-h") else print(__doc__))
-    from preftune.environment import report  # imports torch
+    from preftune.config.environment import report  # imports torch
 
     print(report())

@@ -8,12 +8,13 @@ import sys
 
 import hydra
 
-from preftune import checks, errors
+from preftune.config.command_line import command_line
+from preftune.config.errors import plainly
 
 
 @hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="evaluate")
 def main(cfg):
-    with errors.plainly():
+    with plainly():
         with contextlib.redirect_stdout(sys.stderr):  # libraries announce themselves there, and JSON must stand alone
             from preftune.evaluate import evaluation  # imports torch: only after the checks
 
@@ -22,5 +23,5 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    checks.command_line("evaluate")
+    command_line("evaluate")
     main()

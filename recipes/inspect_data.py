@@ -7,17 +7,18 @@ import sys
 
 import hydra
 
-from preftune import checks, errors
+from preftune.config.command_line import command_line
+from preftune.config.errors import plainly
 
 
 @hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="inspect_data")
 def main(cfg):
-    from preftune.data.review import review  # imports torch: only after the checks
+    from preftune.report.data_review import review  # imports torch: only after the checks
 
-    with errors.plainly():
+    with plainly():
         sys.exit(review(cfg))
 
 
 if __name__ == "__main__":
-    checks.command_line("inspect_data")
+    command_line("inspect_data")
     main()

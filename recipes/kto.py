@@ -5,14 +5,15 @@
 
 import hydra
 
-from preftune import checks, launch
+from preftune.config.command_line import command_line
+from preftune.launch import start
 
 
 @hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="kto")
 def main(cfg):
-    return launch.run(cfg, "recipes.kto", "preftune.training:train")
+    return start.run(cfg, "recipes.kto", "preftune.runs.training:train")
 
 
 if __name__ == "__main__":
-    checks.command_line("kto")
+    command_line("kto")
     main()

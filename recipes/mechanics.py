@@ -6,7 +6,8 @@
 import hydra
 from omegaconf import OmegaConf
 
-from preftune import checks, mechanics
+from preftune.config.command_line import command_line
+from preftune.trainers import mechanics
 
 
 @hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="mechanics")
@@ -18,5 +19,5 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    checks.command_line("mechanics")
+    command_line("mechanics")
     main()

@@ -5,17 +5,18 @@
 
 import hydra
 
-from preftune import checks, errors
+from preftune.config.command_line import command_line
+from preftune.config.errors import plainly
 
 
 @hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="plan")
 def main(cfg):
     from preftune.plan.command import report  # imports torch: only after the checks
 
-    with errors.plainly():
+    with plainly():
         print(report(cfg))
 
 
 if __name__ == "__main__":
-    checks.command_line("plan", here=False)
+    command_line("plan", here=False)
     main()

@@ -6,7 +6,7 @@
 import argparse
 from pathlib import Path
 
-from preftune import errors, report
+from preftune.config.errors import plainly
 
 
 def main():
@@ -16,11 +16,13 @@ def main():
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="a run directory (output_dir)")
     parser.add_argument("--output", type=Path, help="default: RUN/report.html, comparison.html for several")
     given = parser.parse_args()
-    with errors.plainly():
+    from preftune.report import comparison_page, page  # matplotlib takes half a second
+
+    with plainly():
         if len(given.runs) == 1:
-            print(report.write(given.runs[0], given.output))
+            print(page.write(given.runs[0], given.output))
         else:
-            print(report.compare(given.runs, given.output or Path("comparison.html")))
+            print(comparison_page.compare(given.runs, given.output or Path("comparison.html")))
 
 
 if __name__ == "__main__":

@@ -5,14 +5,15 @@
 
 import hydra
 
-from preftune import checks, launch
+from preftune.config.command_line import command_line
+from preftune.launch import start
 
 
 @hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="sft_dpo")
 def main(cfg):
-    return launch.run(cfg, "recipes.sft_dpo", "preftune.pipeline:run_stages")
+    return start.run(cfg, "recipes.sft_dpo", "preftune.pipeline.run:run_stages")
 
 
 if __name__ == "__main__":
-    checks.command_line("sft_dpo")
+    command_line("sft_dpo")
     main()

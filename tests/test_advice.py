@@ -5,21 +5,25 @@ from pathlib import Path
 
 import pytest
 
-from preftune import evaluate, export, model_card, plan, report, sampling, training
-from preftune.data import loading
+from preftune.data import set_checks, token_checks
+from preftune.evaluate import snapshots
 from preftune.fastpath import applies
 from preftune.health import monitor, start
+from preftune.pipeline import export
+from preftune.plan import plan
+from preftune.report import model_card, page
+from preftune.runs import samples, training
 
 ADVISERS = {
     "plan": (plan, "plan", "plan: not available"),
-    "data check": (loading.set_checks, "check", "data check: not available"),
-    "token check": (loading.token_checks, "check", "token check: not available"),
+    "data check": (set_checks, "check", "data check: not available"),
+    "token check": (token_checks, "check", "token check: not available"),
     "probe": (applies, "_why_not_model", "could not be tried"),
     "step 0": (start, "mask_faults", "step-0 check: not available"),
-    "snapshot": (evaluate, "score", "held-out pairs (start): not available"),
+    "snapshot": (snapshots, "score", "held-out pairs (start): not available"),
     "monitor": (monitor, "RULES", "health: not available"),
-    "samples": (sampling, "length_drift", "samples: not available"),
-    "report": (report, "write", "report: not written"),
+    "samples": (samples, "length_drift", "samples: not available"),
+    "report": (page, "write", "report: not written"),
 }
 
 

@@ -8,9 +8,11 @@ import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 
-from preftune import checks, global_batch, plan
+from preftune.config import check
+from preftune.plan import plan
+from preftune.trainers import global_batch
 
-FILES = sorted((Path(checks.__file__).parents[3] / "conf" / "experiment").glob("*.yaml"))
+FILES = sorted((Path(__file__).parents[1] / "conf" / "experiment").glob("*.yaml"))
 PUBLISHED = [path.stem for path in FILES if path.stem != "demo"]
 
 
@@ -44,7 +46,7 @@ def test_a_published_recipe_names_the_source_of_each_key(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_recipe_passes_the_checks_plans_and_keeps_its_global_batch(name):
     cfg = composed_experiment(name)
-    assert [str(each) for each in checks.check(cfg)] == []
+    assert [str(each) for each in check.check(cfg)] == []
     planned = plan.plan(cfg, world_size=1)
     whole = yaml.safe_load(text_of(name))["global_batch"]
     assert planned.steps > 100 and planned.global_batch == cfg.global_batch == whole

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from preftune import checks, training
-from preftune.data import load
-from preftune.errors import UserError
-from preftune.models import load_tokenizer
+from preftune.config.command_line import command_line
+from preftune.config.errors import UserError
+from preftune.data.load import load
+from preftune.models.load import load_tokenizer
+from preftune.runs import training
 
 MANY = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 FEW = settings(MANY, max_examples=10)
@@ -40,7 +41,7 @@ PLUS = st.sampled_from(["", "+", "++", "~"])
 def test_every_command_line_is_taken_or_answered(typed):
     with contextlib.redirect_stderr(io.StringIO()) as said:
         try:
-            checks.command_line("dpo", [f"{plus}{key}={value}" for plus, key, value in typed])
+            command_line("dpo", [f"{plus}{key}={value}" for plus, key, value in typed])
         except SystemExit as stopped:
             assert stopped.code == 2 and said.getvalue(), typed
 

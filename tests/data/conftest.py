@@ -7,8 +7,8 @@ import pytest
 from base_section import BASE, HH
 from omegaconf import OmegaConf
 
-from preftune import models
-from preftune.data import load
+from preftune.data.load import load
+from preftune.models.load import load_tokenizer
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -19,7 +19,7 @@ def quiet_progress():
 @pytest.fixture(scope="session")
 def byte_tokenizer():
     """One token a byte, ChatML, EOS <|im_end|>, no BOS."""
-    return models.load_tokenizer(OmegaConf.merge(BASE.model, {"path": "embedded://tiny"}))
+    return load_tokenizer(OmegaConf.merge(BASE.model, {"path": "embedded://tiny"}))
 
 
 @pytest.fixture

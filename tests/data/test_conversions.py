@@ -5,11 +5,12 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preftune.data import mixing, views
 from preftune.data.findings import Findings
 from preftune.data.messages import split_pair
+from preftune.data.mixing import shares, spread
 from preftune.data.shapes import LABELLED, PAIRS
 from preftune.data.table import FEATURES
+from preftune.data.views import kto_weights, pair_up, stratified, unpair
 
 ROW_SETS = st.lists(
     st.tuples(st.integers(0, 9), st.text("ab", max_size=3), st.text("cd", max_size=3)), min_size=1, max_size=40
@@ -37,7 +38,7 @@ def contents(rows, *columns):
 @given(ROW_SETS)
 def test_unpairing_keeps_every_answer_once_under_its_label(drawn):
     pairs = pairs_of(drawn)
-    loose = views.unpair(pairs, Findings())
+    loose = unpair(pairs, Findings())
     assert len(loose) == 2 * len(pairs)
     assert len(set(loose["id"])) == len(loose)
     for side, label in (("chosen", True), ("rejected", False)):
@@ -53,7 +54,7 @@ def test_pairing_up_uses_each_answer_once_and_counts_what_is_left(drawn):
         for i, (p, label) in enumerate(drawn)
     ]
     findings = Findings()
-    pairs = views.pair_up(Dataset.from_list(rows, FEATURES[LABELLED]), findings)
+    pairs = pair_up(Dataset.from_list(rows, FEATURES[LABELLED]), findings)
     used = [row[side][0]["content"] for row in pairs for side in ("chosen", "rejected")]
     assert len(set(used)) == len(used)
     assert len(used) + findings.counts.get("unmatched_labels", 0) == len(rows)
@@ -74,14 +75,14 @@ def test_pairing_up_uses_each_answer_once_and_counts_what_is_left(drawn):
 def test_unpaired_and_paired_up_again_gives_the_pairs_back(drawn):
     distinct = list({p: (p, a, b) for p, a, b in drawn}.values())
     pairs = pairs_of(distinct)
-    again = views.pair_up(views.unpair(pairs, Findings()), Findings())
+    again = pair_up(unpair(pairs, Findings()), Findings())
     assert contents(again, "prompt", "chosen", "rejected") == contents(pairs, "prompt", "chosen", "rejected")
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 5))
 def test_stratified_order_mixes_labels_in_every_stretch_and_loses_no_row(good, bad, seed):
     labels = [True] * good + [False] * bad
-    order = views.stratified(labels, np.arange(good + bad, dtype=np.uint64), seed)
+    order = stratified(labels, np.arange(good + bad, dtype=np.uint64), seed)
     assert sorted(order) == list(range(good + bad))
     told = np.array(labels)[order]
     share = good / (good + bad)
@@ -93,7 +94,7 @@ def test_stratified_order_mixes_labels_in_every_stretch_and_loses_no_row(good, b
 @given(st.integers(4, 80), st.integers(0, 5))
 def test_no_two_neighbours_of_a_stratified_order_share_a_prompt(pairs, seed):
     prompts = np.repeat(np.arange(pairs, dtype=np.uint64), 2)
-    order = views.stratified([True, False] * pairs, prompts, seed)
+    order = stratified([True, False] * pairs, prompts, seed)
     ordered = prompts[order]
     assert (ordered[1:] != ordered[:-1]).all()
 
@@ -112,7 +113,7 @@ def test_no_batch_of_unpaired_pairs_holds_one_label_alone_and_the_order_is_shuff
 
 @given(st.integers(1, 10_000), st.integers(1, 10_000), st.floats(1, 4 / 3))
 def test_kto_weights_balance_the_labels_within_the_papers_bounds(good, bad, ratio):
-    weights = views.kto_weights(good, bad, ratio)
+    weights = kto_weights(good, bad, ratio)
     weighed = weights["desirable_weight"] * good / (weights["undesirable_weight"] * bad)
     assert abs(weighed / ratio - 1) < 1e-3
     assert min(weights.values()) == 1.0
@@ -121,7 +122,7 @@ def test_kto_weights_balance_the_labels_within_the_papers_bounds(good, bad, rati
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=5), st.data())
 def test_shares_follow_the_weights_and_use_up_one_source(sizes, data):
     weights = [data.draw(st.floats(0.05, 1)) for _ in sizes]
-    counts = mixing.shares(sizes, weights)
+    counts = shares(sizes, weights)
     assert all(count <= size for count, size in zip(counts, sizes, strict=True))
     assert any(count == size for count, size in zip(counts, sizes, strict=True))
     total = sum(counts)
@@ -131,7 +132,7 @@ def test_shares_follow_the_weights_and_use_up_one_source(sizes, data):
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=4))
 def test_spreading_keeps_every_row_once_and_each_set_in_order(sizes):
-    order = mixing.spread(sizes)
+    order = spread(sizes)
     assert sorted(order) == list(range(sum(sizes)))
     start = 0
     for size in sizes:

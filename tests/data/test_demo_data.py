@@ -4,9 +4,10 @@ from collections import Counter
 import pytest
 
 from preftune.data import demo
-from preftune.data.demo import build
+from preftune.data.demo import EVAL, HERE, TRAIN, build, demonstrations, unpaired
+from preftune.data.demo.build import PATHS, read_entries, read_phrases, statistics, text_of
 
-ROWS = {"train": demo.read(demo.TRAIN), "eval": demo.read(demo.EVAL)}
+ROWS = {"train": demo.read(TRAIN), "eval": demo.read(EVAL)}
 ALL = ROWS["train"] + ROWS["eval"]
 MANNERS = ("evading", "padding", "flattering")
 
@@ -29,19 +30,19 @@ def frame_words(phrase):
 
 
 def frames(manner, split):
-    phrases = build.read_phrases(build.HERE / "manners" / f"{manner}.txt")
+    phrases = read_phrases(HERE / "manners" / f"{manner}.txt")
     return [phrase for (name, _), group in phrases.items() if name == split for phrase in group]
 
 
 def test_committed_files_equal_a_rebuild(rebuilt):
     for name, rows in rebuilt.items():
-        assert build.PATHS[name].read_text(encoding="utf-8") == build.text_of(rows)
+        assert PATHS[name].read_text(encoding="utf-8") == text_of(rows)
 
 
 def test_readme_states_the_statistics_of_the_files(rebuilt):
-    readme = (build.HERE / "README.md").read_text(encoding="utf-8")
+    readme = (HERE / "README.md").read_text(encoding="utf-8")
     for name, rows in rebuilt.items():
-        assert f"{name}\n{build.statistics(rows)}\n" in readme
+        assert f"{name}\n{statistics(rows)}\n" in readme
 
 
 def test_train_has_440_pairs_and_eval_110_on_the_same_subjects():
@@ -67,7 +68,7 @@ def test_ids_and_texts_occur_once():
     assert len({row["id"] for row in ALL}) == len(ALL)
     for side in ("prompt", "chosen", "rejected"):
         assert len({tuple(build.words(text(row, side))) for row in ALL}) == len(ALL), side
-    topics = [entry.topic.lower() for entry in build.read_entries(build.HERE / "source")]
+    topics = [entry.topic.lower() for entry in read_entries(HERE / "source")]
     assert len(set(topics)) == len(topics)
 
 
@@ -128,7 +129,7 @@ def test_a_bag_of_words_from_train_ranks_nine_in_ten_eval_pairs():
 
 
 def test_unpaired_view_keeps_every_reply_with_its_label():
-    rows = demo.unpaired(ALL)
+    rows = unpaired(ALL)
     assert Counter(row["label"] for row in rows) == {True: len(ALL), False: len(ALL)}
     for pair, (up, down) in zip(ALL, zip(rows[::2], rows[1::2], strict=True), strict=True):
         assert up == {"prompt": pair["prompt"], "completion": pair["chosen"], "label": True}
@@ -136,7 +137,7 @@ def test_unpaired_view_keeps_every_reply_with_its_label():
 
 
 def test_demonstrations_are_the_chosen_replies():
-    assert demo.demonstrations(ALL) == [{"prompt": row["prompt"], "completion": row["chosen"]} for row in ALL]
+    assert demonstrations(ALL) == [{"prompt": row["prompt"], "completion": row["chosen"]} for row in ALL]
 
 
 GOOD = "Q: How hot is tea?\nA: About eighty degrees.\nT: hot tea\n"
@@ -156,11 +157,11 @@ GOOD = "Q: How hot is tea?\nA: About eighty degrees.\nT: hot tea\n"
 def test_a_malformed_source_is_named_by_file_and_line(tmp_path, source, line, want):
     (tmp_path / "drinks.txt").write_text(source, encoding="utf-8")
     with pytest.raises(ValueError, match=want) as error:
-        build.read_entries(tmp_path)
+        read_entries(tmp_path)
     assert f"drinks.txt:{line}:" in str(error.value)
 
 
 def test_a_phrase_outside_a_heading_is_named_by_file_and_line(tmp_path):
     (tmp_path / "evading.txt").write_text("# comment\nIt depends.\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"evading\.txt:2: want a \[split part\] heading"):
-        build.read_phrases(tmp_path / "evading.txt")
+        read_phrases(tmp_path / "evading.txt")

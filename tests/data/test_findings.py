@@ -6,7 +6,8 @@ import malformed
 import pytest
 from base_section import pair
 
-from preftune.data import DataError, inspection
+from preftune.data.findings import DataError
+from preftune.data.inspect import inspect
 from preftune.data.kinds import KINDS
 
 LONG = "word " * 60
@@ -76,7 +77,7 @@ ELSEWHERE |= {"mixed_shapes", "unknown_label", "suspected_swaps", "held_out_lose
 @pytest.fixture
 def inspected(write, section, byte_tokenizer):
     def make(rows, view=None, max_length=None, tokenizer=byte_tokenizer, **changes):
-        return inspection.inspect(section(write("rows.jsonl", rows), **changes), view, tokenizer, max_length, 0)
+        return inspect(section(write("rows.jsonl", rows), **changes), view, tokenizer, max_length, 0)
 
     return make
 
@@ -175,13 +176,13 @@ def test_the_row_that_is_shown_marks_what_is_scored_and_what_is_cut(inspected):
 def test_token_counts_and_masks_are_those_of_trl(loaded, byte_tokenizer, tmp_path):
     from trl import DPOConfig, DPOTrainer
 
-    from preftune.data import token_checks
-    from preftune.embedded import folder
+    from preftune.data.token_checks import tokenized
+    from preftune.models.embedded import folder
 
     rows = loaded([pair("Why?", "Because of ü.", "No."), pair("How?", "So.", "Not so.", system="Be brief.")]).train
     args = DPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=None)
     trainer = DPOTrainer(str(folder("embedded://tiny")), args=args, train_dataset=rows, processing_class=byte_tokenizer)
-    ours = list(token_checks.tokenized(rows.add_column("origin", ["a", "b"]), "pairs", byte_tokenizer))
+    ours = list(tokenized(rows.add_column("origin", ["a", "b"]), "pairs", byte_tokenizer))
     for mine, theirs in zip(ours, trainer.train_dataset, strict=True):
         assert mine.prompt == theirs["prompt_ids"]
         assert mine.answers == {"chosen": theirs["chosen_ids"], "rejected": theirs["rejected_ids"]}

@@ -7,8 +7,12 @@ import pytest
 from base_section import pair
 from omegaconf import OmegaConf
 
-from preftune.data import inspection, label_noise, load, page, report
+from preftune.data.inspect import inspect
+from preftune.data.label_noise import log_prob_features, reading, swap_probabilities
+from preftune.data.load import load
 from preftune.data.set_checks import couples_in_order
+from preftune.report import data_page
+from preftune.report.data_report import as_dict
 
 TINY = ["model=tiny", "hardware=cpu", "data=file"]
 
@@ -56,28 +60,28 @@ def hh_section():
 
 def test_2000_hh_dialogues_are_inspected_in_under_20_seconds_with_a_page_that_needs_nothing(hh_section, byte_tokenizer):
     started = time.process_time()
-    seen = inspection.inspect(hh_section, None, byte_tokenizer, 1024, 0)
-    html = page.html(seen)
+    seen = inspect(hh_section, None, byte_tokenizer, 1024, 0)
+    html = data_page.html(seen)
     assert time.process_time() - started < 20
     assert seen.read == 2000
     assert {finding.code for finding in seen.errors()} == {"empty_answer", "role_order"}
     assert not re.search(r"(src|href)=|url\(|@import|<script|https?://", html)
     assert html.count("<svg") == html.count("</svg>") >= 6
-    figures = report.as_dict(seen)["sets"]["pairs"]
+    figures = as_dict(seen)["sets"]["pairs"]
     assert 0.4 < figures["longer_is_better"] < 0.5 < figures["bag_of_words"] < 0.65
 
 
 def test_swapped_labels_are_found_far_better_than_by_chance(section, byte_tokenizer):
     from base_section import BASE
 
-    from preftune import models
+    from preftune.models.load import load_model
 
     pairs = load(section("pkg://preftune.data.demo/train.jsonl"), "paired", None, None, 0).train
     pairs = pairs.add_column("origin", pairs["id"][:])
-    model = models.load_model(OmegaConf.merge(BASE.model, {"path": "embedded://tiny"}), OmegaConf.create({}), True)
-    features = label_noise.reading(model, byte_tokenizer, pairs, 256)
+    model = load_model(OmegaConf.merge(BASE.model, {"path": "embedded://tiny"}), OmegaConf.create({}), True)
+    features = reading(model, byte_tokenizer, pairs, 256)
     swapped = np.random.default_rng(0).permutation(len(pairs)) < 0.2 * len(pairs)
-    doubts = label_noise.swap_probabilities(np.where(swapped[:, None], -features, features))
+    doubts = swap_probabilities(np.where(swapped[:, None], -features, features))
     assert couples_in_order(doubts, swapped)[0] > 0.8
     assert swapped[np.argsort(-doubts)[: swapped.sum()]].mean() > 0.5
 
@@ -91,5 +95,5 @@ def test_reference_log_probs_rank_swapped_labels_too():
     columns = {"prompt_ids": [[1, 2]] * 500}
     for at, side in enumerate(("chosen", "rejected")):
         columns |= {f"{side}_ids": [[0] * int(n) for n in lengths[at]], f"ref_{side}_logps": logps[at]}
-    doubts = label_noise.swap_probabilities(label_noise.log_prob_features(columns, None))
+    doubts = swap_probabilities(log_prob_features(columns, None))
     assert couples_in_order(doubts, swapped)[0] > 0.7

@@ -7,7 +7,8 @@ from base_section import BASE_FILE, pair
 from datasets import IterableDataset
 from omegaconf import ListConfig
 
-from preftune.data import DataError, load
+from preftune.data.findings import DataError
+from preftune.data.load import load
 
 
 def rows(count=40, each=2):

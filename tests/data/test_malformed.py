@@ -3,7 +3,7 @@ import json
 import pytest
 from malformed import files
 
-from preftune.data import DataError
+from preftune.data.findings import DataError
 
 FILES = files()
 

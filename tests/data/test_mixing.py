@@ -9,8 +9,8 @@ from trl import DPOConfig, DPOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from preftune.data import DataError
-from preftune.embedded import folder
+from preftune.data.findings import DataError
+from preftune.models.embedded import folder
 
 
 def named(name, count):

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from preftune.data import DataError
+from preftune.data.findings import DataError
 
 
 def user(text):

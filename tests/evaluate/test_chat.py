@@ -3,7 +3,8 @@ import os
 import subprocess
 import sys
 
-from preftune import chat
+from preftune.evaluate import chat
+from preftune.evaluate.chat import answer
 
 SHORT = ["max_new_tokens=6"]
 
@@ -29,10 +30,10 @@ def test_questions_can_be_piped_and_the_reference_answers_below(trained, tmp_pat
 def test_a_dialogue_goes_on_from_what_was_said(trained, settings, monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(sys, "stdin", io.StringIO("One\nTwo\n"))
-    real = chat.answer
+    real = answer
     monkeypatch.setattr(
         chat, "answer", lambda m, t, dialogue, cfg: seen.append(list(dialogue)) or real(m, t, dialogue, cfg)
     )
-    chat.chat(settings("chat", f"run={trained('dpo')}", "temperature=0.7", *SHORT))
+    chat(settings("chat", f"run={trained('dpo')}", "temperature=0.7", *SHORT))
     assert [message["role"] for message in seen[1]] == ["user", "assistant", "user"]
     assert seen[1][1]["content"] in capsys.readouterr().out

@@ -3,8 +3,9 @@ import sys
 
 import pytest
 
-from preftune.evaluate import evaluation, lm_tasks
+from preftune.evaluate import evaluation
 from preftune.evaluate.evaluation import EvaluationError
+from preftune.evaluate.lm_tasks import TasksError, importlib
 
 SHORT = ["kl_prompts=2", "max_new_tokens=8", "generations=1"]
 CONTRACT = {
@@ -89,6 +90,6 @@ def test_what_cannot_be_evaluated_says_why(settings):
 
 
 def test_benchmarks_without_lm_eval_say_what_to_install(settings, monkeypatch):
-    monkeypatch.setattr(lm_tasks.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(lm_tasks.TasksError, match=r"pip install 'preftune\[lm-eval\]'"):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(TasksError, match=r"pip install 'preftune\[lm-eval\]'"):
         evaluation.run(settings("evaluate", "models=[embedded://tiny]", "tasks=[arc_easy]"))

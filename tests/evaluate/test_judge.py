@@ -4,8 +4,8 @@ import pytest
 from loopback import endpoint
 from omegaconf import OmegaConf
 
-from preftune import judge
-from preftune.judge import JudgeError
+from preftune.evaluate import judge
+from preftune.evaluate.judge import Endpoint, JudgeError, win_rate
 
 KEY = "sk-not-to-be-seen-0123456789"
 ROW = [{"role": "user", "content": "Why?"}]
@@ -19,13 +19,13 @@ class Letters:
 
 
 def asked(base_url, **more):
-    return judge.Endpoint(base_url, "judge-1", "A_KEY", timeout=5, options={"temperature": 0}, **more)
+    return Endpoint(base_url, "judge-1", "A_KEY", timeout=5, options={"temperature": 0}, **more)
 
 
 def test_an_endpoint_is_asked_both_ways_round(monkeypatch):
     monkeypatch.setenv("A_KEY", KEY)
     with endpoint() as (url, requests):
-        found = judge.win_rate(asked(url), [(ROW, "short", "a longer one"), (ROW, "long enough", "brief")], Letters())
+        found = win_rate(asked(url), [(ROW, "short", "a longer one"), (ROW, "long enough", "brief")], Letters())
     assert found["win_rate"] == 0.5 and found["judged"] == 2
     assert [request["path"] for request in requests] == ["/v1/chat/completions"] * 4
     assert {request["key"] for request in requests} == {f"Bearer {KEY}"}
@@ -34,18 +34,18 @@ def test_an_endpoint_is_asked_both_ways_round(monkeypatch):
 
 
 def test_a_judge_of_places_gives_a_half():
-    assert judge.win_rate(lambda *_: 1.0, [(ROW, "one", "other")] * 3, Letters())["win_rate"] == 0.5
+    assert win_rate(lambda *_: 1.0, [(ROW, "one", "other")] * 3, Letters())["win_rate"] == 0.5
 
 
 def test_equal_answers_are_a_tie_without_a_question():
     with endpoint() as (url, requests):
-        assert judge.win_rate(asked(url), [(ROW, "same", "same")], Letters())["win_rate"] == 0.5
+        assert win_rate(asked(url), [(ROW, "same", "same")], Letters())["win_rate"] == 0.5
     assert requests == []
 
 
 def test_a_judge_of_length_alone_wins_nothing_at_equal_length():
     rows = [(ROW, "x" * mine, "x" * (mine + by)) for mine, by in [(20, 30), (20, 20), (50, 12), (9, 9), (40, -8)] * 6]
-    found = judge.win_rate(lambda _, first, second: float(len(first) < len(second)), rows, Letters())
+    found = win_rate(lambda _, first, second: float(len(first) < len(second)), rows, Letters())
     assert found["win_rate"] == 0.8
     assert abs(found["length_controlled_win_rate"] - 0.5) < 0.25
 
@@ -62,7 +62,7 @@ def test_no_verdict_is_an_error_that_shows_the_reply():
     with endpoint(says=lambda *_: "I would rather not say.") as (url, _), pytest.raises(JudgeError, match="rather not"):
         asked(url)(ROW, "one", "other")
     with pytest.raises(JudgeError, match="it must say from 0 to 1"):
-        judge.win_rate(lambda *_: 7, [(ROW, "one", "other")], Letters())
+        win_rate(lambda *_: 7, [(ROW, "one", "other")], Letters())
 
 
 def test_a_refusal_names_the_variable_and_never_the_key(monkeypatch):
@@ -82,7 +82,12 @@ def test_a_server_that_is_not_there_is_one_line():
     with pytest.raises(JudgeError, match="must begin with http"):
         judge.build(
             OmegaConf.create(
-                {"_target_": "preftune.judge.Endpoint", "base_url": "localhost", "model": "m", "api_key_env": "A_KEY"}
+                {
+                    "_target_": "preftune.evaluate.judge.Endpoint",
+                    "base_url": "localhost",
+                    "model": "m",
+                    "api_key_env": "A_KEY",
+                }
                 | {"timeout": 1, "options": {}}
             )
         )

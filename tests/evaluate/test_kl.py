@@ -4,22 +4,23 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from preftune import models
-from preftune.evaluate import generation, subjects
-from preftune.evaluate.pairs import token_ids
+from preftune.evaluate.generation import divergence, sampled
+from preftune.evaluate.subjects import base_model
+from preftune.models.load import load_model, load_tokenizer
+from preftune.models.tokenizer import token_ids
 
 PROMPT = [{"role": "user", "content": "Hi"}]
 
 
 @pytest.fixture(scope="module")
 def policy_and_reference():
-    tiny = subjects.base_model("embedded://tiny")
-    reference = models.load_model(tiny, OmegaConf.create({}), use_cpu=True).eval()
-    policy = models.load_model(tiny, OmegaConf.create({}), use_cpu=True).eval()
+    tiny = base_model("embedded://tiny")
+    reference = load_model(tiny, OmegaConf.create({}), use_cpu=True).eval()
+    policy = load_model(tiny, OmegaConf.create({}), use_cpu=True).eval()
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
         policy.model.embed_tokens.weight += 0.06 * torch.randn_like(policy.model.embed_tokens.weight)
-    return policy, reference, models.load_tokenizer(tiny)
+    return policy, reference, load_tokenizer(tiny)
 
 
 def exact(policy, reference, ids, eos):
@@ -38,8 +39,8 @@ def exact(policy, reference, ids, eos):
 
 def test_the_estimate_is_the_kl_by_enumeration(policy_and_reference):
     policy, reference, tokenizer = policy_and_reference
-    drawn = generation.sampled(policy, tokenizer, [PROMPT] * 128, max_new_tokens=2, bf16=False, seed=0)
-    found = generation.divergence(policy, lambda: contextlib.nullcontext(reference), drawn, bf16=False)
+    drawn = sampled(policy, tokenizer, [PROMPT] * 128, max_new_tokens=2, bf16=False, seed=0)
+    found = divergence(policy, lambda: contextlib.nullcontext(reference), drawn, bf16=False)
     ids = token_ids(tokenizer, PROMPT, add_generation_prompt=True)
     expected = exact(policy, reference, ids, tokenizer.eos_token_id)
     assert found.answer == pytest.approx(expected, abs=4 * found.error)
@@ -49,8 +50,8 @@ def test_the_estimate_is_the_kl_by_enumeration(policy_and_reference):
 
 def test_a_model_has_no_divergence_from_itself(policy_and_reference):
     policy, _, tokenizer = policy_and_reference
-    drawn = generation.sampled(policy, tokenizer, [PROMPT], max_new_tokens=4, bf16=False, seed=0)
-    found = generation.divergence(policy, lambda: contextlib.nullcontext(policy), drawn, bf16=False)
+    drawn = sampled(policy, tokenizer, [PROMPT], max_new_tokens=4, bf16=False, seed=0)
+    found = divergence(policy, lambda: contextlib.nullcontext(policy), drawn, bf16=False)
     assert found.answer == 0 and found.error is None
 
 
@@ -58,7 +59,7 @@ def test_sampling_takes_the_seed_and_leaves_the_generator_alone(policy_and_refer
     policy, _, tokenizer = policy_and_reference
     prompts = [PROMPT, [{"role": "user", "content": "Hi there"}]]  # padded on the left
     state = torch.random.get_rng_state()
-    once, again, other = (generation.sampled(policy, tokenizer, prompts, 6, False, seed) for seed in (1, 1, 2))
+    once, again, other = (sampled(policy, tokenizer, prompts, 6, False, seed) for seed in (1, 1, 2))
     assert once == again != other
     assert torch.equal(state, torch.random.get_rng_state())
     assert [prompt for prompt, _ in once] == [token_ids(tokenizer, p, add_generation_prompt=True) for p in prompts]

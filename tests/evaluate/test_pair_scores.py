@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from preftune.evaluate import PairScores, implicit_rewards
+from preftune.evaluate.pairs import PairScores, implicit_rewards
 
 POLICY = PairScores(
     chosen=torch.tensor([-10.0, -30.0, -60.0, -90.0]),

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch.utils.data import BatchSampler
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
-from preftune import embedded
 from preftune.fastpath.batches import BudgetSampler, LengthBatches, LengthSampler, row_lengths
 from preftune.fastpath.kto_batches import BatchSequence, KTOBatches, mixed_order
+from preftune.models import embedded
 
 LENGTHS = np.random.default_rng(0).lognormal(5, 0.7, 1003).astype(np.int64) + 1
 

@@ -17,7 +17,8 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrai
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from preftune.fastpath import checkpointing
-from preftune.plan import measure
+from preftune.fastpath.checkpointing import keep_products, policy
+from preftune.plan.measure import Setting, footprint
 
 LORA = LoraConfig(r=4, lora_dropout=0.1, target_modules="all-linear", init_lora_weights=False)
 SELECTIVE = {"gradient_checkpointing": True}
@@ -33,7 +34,7 @@ def all_wide(monkeypatch):
 def test_gradients_equal_trl_without_checkpointing(family, trainers, pairs, all_wide):
     models = {"model": tiny_model(family), "ref_model": tiny_model(family, seed=1)}
     plain, ours = trainers(DPOTrainer, DPOConfig, rows=pairs, **models, **SELECTIVE)
-    checkpointing.keep_products(ours.model)
+    keep_products(ours.model)
     plain.args.gradient_checkpointing = False
     assert_same(plain, ours)
 
@@ -52,7 +53,7 @@ def test_other_trainers_too(kind, config, trainers, pairs, all_wide):
         for module in trainer.model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0  # rows that are laid out in another way draw other numbers
-    checkpointing.keep_products(ours.model)
+    keep_products(ours.model)
     plain.args.gradient_checkpointing = False
     assert_same(plain, ours, skip=("logits/chosen", "logits/rejected"))
 
@@ -64,7 +65,7 @@ def test_dropout_draws_the_same_again(family, trainers, pairs, all_wide):
         arguments = {"disable_dropout": False, "precompute_ref_log_probs": True}
         _, trainer = trainers(DPOTrainer, DPOConfig, tiny_model(family), pairs, peft_config=LORA, **arguments)
         trainer.args.gradient_checkpointing = kept
-        checkpointing.keep_products(trainer.model)
+        keep_products(trainer.model)
         batch = batch_of(trainer)
         torch.manual_seed(0)
         found.append(outcome(trainer, batch)[2])
@@ -77,7 +78,7 @@ def test_experts_that_add_their_bias_in_place_are_computed_again(all_wide):
     model, found = AutoModelForCausalLM.from_config(config).train(), []
     for kept in (False, True):
         if kept:
-            checkpointing.keep_products(model)
+            keep_products(model)
             model.gradient_checkpointing_enable()
         model.zero_grad()
         model(input_ids=torch.arange(40)[None], labels=torch.arange(40)[None]).loss.backward()
@@ -89,9 +90,9 @@ def test_experts_that_add_their_bias_in_place_are_computed_again(all_wide):
 def test_an_attention_that_drops_is_computed_again():
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
     states = [torch.zeros(1, 1, 2, 4)] * 3
-    assert checkpointing.policy(None, attention, *states) is CheckpointPolicy.MUST_SAVE
-    assert checkpointing.policy(None, attention, *states, 0.1) is CheckpointPolicy.PREFER_RECOMPUTE
-    assert checkpointing.policy(None, attention, *states, dropout_p=0.1) is CheckpointPolicy.PREFER_RECOMPUTE
+    assert policy(None, attention, *states) is CheckpointPolicy.MUST_SAVE
+    assert policy(None, attention, *states, 0.1) is CheckpointPolicy.PREFER_RECOMPUTE
+    assert policy(None, attention, *states, dropout_p=0.1) is CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def test_products_are_computed_once(trainers, pairs, all_wide):
@@ -100,7 +101,7 @@ def test_products_are_computed_once(trainers, pairs, all_wide):
         _, trainer = trainers(DPOTrainer, DPOConfig, tiny_model("llama"), pairs, ref_model=tiny_model("llama"))
         trainer.args.gradient_checkpointing = bool(given)
         if given == "selective":
-            checkpointing.keep_products(trainer.model)
+            keep_products(trainer.model)
         batch = batch_of(trainer)
         with FlopCounterMode(display=False) as counter:
             outcome(trainer, batch)
@@ -119,7 +120,7 @@ def test_products_with_four_bit_weights_are_computed_once(all_wide):
             seen.append(op.name())
             return op(*args, **(kwargs or {}))
 
-    kept = partial(create_selective_checkpoint_contexts, checkpointing.policy)
+    kept = partial(create_selective_checkpoint_contexts, policy)
     with Watch():
         checkpoint(lambda x: layer(x).sin(), hidden, use_reentrant=False, context_fn=kept).sum().backward()
     assert sum(name in ("bitsandbytes::gemm_4bit", "aten::mm") for name in seen) == 2, seen  # forward, and backward
@@ -127,7 +128,7 @@ def test_products_with_four_bit_weights_are_computed_once(all_wide):
 
 def test_training_turns_it_on_and_the_reference_pass_leaves_it_on(trainers, pairs, all_wide):
     _, trainer = trainers(DPOTrainer, DPOConfig, tiny_model("llama"), pairs, peft_config=LORA, max_steps=2, **SELECTIVE)
-    checkpointing.keep_products(trainer.model)
+    keep_products(trainer.model)
     trainer.train()
     trainer.evaluate(Dataset.from_list(pairs))
     layer = trainer.model.get_base_model().model.layers[0]
@@ -139,7 +140,7 @@ def test_a_layer_keeps_less_than_half_of_what_it_would():
                                   num_attention_heads=9, num_key_value_heads=3, vocab_size=1000)  # fmt: skip
     adapter = tuple(sorted({"r": 16, "target_modules": "all-linear"}.items()))
     none, selective, full = (
-        measure.footprint(config, measure.Setting(2, 128, "float32", "bfloat16", "sdpa", adapter, False, given)).kept
+        footprint(config, Setting(2, 128, "float32", "bfloat16", "sdpa", adapter, False, given)).kept
         for given in (False, "selective", True)
     )
     assert full < selective < none / 2

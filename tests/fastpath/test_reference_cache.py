@@ -14,10 +14,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
-from preftune import embedded
-from preftune.fastpath.cache_store import ReferenceStore, references, shrink
 from preftune.fastpath.reference_cache import ReferenceCache
 from preftune.fastpath.reference_identity import reference_identity
+from preftune.fastpath.reference_store import ReferenceStore, references, shrink
+from preftune.models import embedded
 
 
 class CachedDPO(ReferenceCache, DPOTrainer):

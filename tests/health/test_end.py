@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-from preftune import training
-from preftune.errors import Stopped
+from preftune.config.errors import Stopped
+from preftune.runs import training
+from preftune.runs.training import run_training
 
 WEIGHTS = {"trained_weights_moved", "saved_equals_memory"}
 FROZEN = {"frozen_weights_stayed"}
@@ -50,7 +51,7 @@ def stopped_by(composed, monkeypatch, tmp_path):
     """The codes of the findings of a run whose training `spoil` has had its hand in."""
 
     def start(spoil, *overrides, before=False):
-        train = training.run_training
+        train = run_training
 
         def spoiled(trainer, checkpoint):
             if before:

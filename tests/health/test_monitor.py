@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from preftune.errors import Stopped
-from preftune.health import Findings, Monitor
+from preftune.config.errors import Stopped
+from preftune.health.findings import Findings
+from preftune.health.monitor import Monitor
 from preftune.health.rules import History, gradient_norm, length_drift, overfitting
-from preftune.trainer import build_trainer
-from preftune.training import train
+from preftune.runs.training import build_trainer, train
 
 THINGS = ["a cat", "rain", "the moon", "bread", "a door", "tea", "a hill", "snow", "a boat", "wood", "salt", "a song"]
 ASKED = [(f"{verb} {thing}?", thing) for verb in ("What is", "Who likes", "Where is", "Why is") for thing in THINGS]

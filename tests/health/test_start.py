@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from preftune.errors import Stopped
-from preftune.health import Findings
-from preftune.trainer import build_trainer
+from preftune.config.errors import Stopped
+from preftune.health.findings import Findings
+from preftune.runs.training import build_trainer
 
 LOSSES = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "loss").glob("*.yaml"))
 RECIPES = {"kto": "kto", "orpo": "orpo", "sft": "sft"}
@@ -129,7 +129,7 @@ def test_a_weight_that_is_no_number_stops(trainer_of):
 
 
 def test_a_gradient_that_is_no_number_stops_before_the_step(trainer_of):
-    from preftune.health import Monitor
+    from preftune.health.monitor import Monitor
 
     trainer = trainer_of("train.max_steps=4")
     trainer.add_callback(Monitor(trainer.findings, None))

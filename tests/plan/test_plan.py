@@ -6,12 +6,13 @@ import time
 import pytest
 from omegaconf import OmegaConf
 
-from preftune import plan
-from preftune.data import load
-from preftune.embedded import folder
-from preftune.plan import measure, scale, sizes
-from preftune.plan.advice import choice
+from preftune.data.load import load
+from preftune.models.embedded import folder
+from preftune.plan import plan, scale, text
 from preftune.plan.command import report
+from preftune.plan.measure import Setting, footprint
+from preftune.plan.plan import choice, require_fits
+from preftune.plan.sizes import PlanError, from_keywords, sizes
 
 # Parameters as their cards and papers state them
 PUBLISHED = {
@@ -33,8 +34,8 @@ GPU = ["hardware=gpu24gb", "model=mistral7b"]
 
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_a_named_model_has_the_parameters_that_its_card_states(model):
-    config = sizes.from_keywords(choice("model", model).architecture)
-    assert sizes.sizes(config, None).parameters == pytest.approx(PUBLISHED[model], rel=0.005)
+    config = from_keywords(choice("model", model).architecture)
+    assert sizes(config, None).parameters == pytest.approx(PUBLISHED[model], rel=0.005)
 
 
 @pytest.mark.parametrize("lora", ["lora", "qlora", "dora"])
@@ -58,17 +59,17 @@ def test_modules_that_an_adapter_saves_whole_are_planned(composed, name):
 
 
 def test_a_plan_from_loaded_rows_counts_them_and_their_steps(composed):
-    from preftune import models
+    from preftune.models.load import load_tokenizer
 
     cfg = composed("dpo", "train.max_steps=-1", "train.num_train_epochs=2")
-    tokenizer = models.load_tokenizer(cfg.model)
+    tokenizer = load_tokenizer(cfg.model)
     data = load(cfg.data, view="paired", tokenizer=tokenizer, max_length=1024, seed=42)
     began = time.perf_counter()
     planned = plan.plan(cfg, data, tokenizer)
     assert time.perf_counter() - began < 3  # a second, where nobody else computes
     assert (planned.rows, planned.steps, planned.lengths) == (18, 10, "counted")
     assert planned.tokens > 0 and 0 <= planned.padding < 1
-    lines = plan.lines(planned)
+    lines = text.lines(planned)
     assert len(lines) == 3 and all(line.startswith("plan: ") for line in lines)
 
 
@@ -94,14 +95,14 @@ def test_qlora_fits_a_7b_model_on_24_gb_and_full_fine_tuning_does_not(composed):
     full = composed("dpo", *GPU, "lora=none", *data)
     refused = plan.plan(full)
     assert refused.fits is False and any("lora=qlora" in each for each in refused.suggestions)
-    with pytest.raises(plan.PlanError, match=r"fit with .*lora=.*fit_check=false"):
-        plan.require_fits(refused, full)
+    with pytest.raises(PlanError, match=r"fit with .*lora=.*fit_check=false"):
+        require_fits(refused, full)
     full.fit_check = False
-    plan.require_fits(refused, full)
+    require_fits(refused, full)
 
 
 def test_what_a_suggestion_says_fits(composed):
-    from preftune.plan.advice import changed
+    from preftune.plan.plan import changed
 
     cfg = composed(
         "dpo", "hardware=gpu24gb", "model=llama3_8b", "lora=lora", "data=ultrafeedback", "hardware.memory_gb=16"
@@ -137,7 +138,7 @@ def test_sharding_divides_what_it_shares(composed):
         held = [each[part] for each in plans]
         assert held[2] < held[0] and held[2] <= held[1]
     assert plans[1]["weights"] == plans[0]["weights"]
-    with pytest.raises(plan.PlanError, match="zero9"):
+    with pytest.raises(PlanError, match="zero9"):
         plan.plan(cfg, sharding="zero9")
 
 
@@ -146,25 +147,26 @@ def test_sharding_divides_what_it_shares(composed):
     [("ddp", "none"), ("fsdp", "fsdp"), ("zero2_offload", "zero2_offload"), ("zero3", "zero3")],
 )
 def test_recipes_plan_says_what_training_says_of_its_processes(composed, monkeypatch, engine, sharding):
-    from preftune import models, training
+    from preftune.models.load import load_tokenizer
+    from preftune.runs.training import announce
 
     asked = [f"hardware={engine}", "hardware.use_cpu=false", "hardware.memory_gb=80", "nproc=4", "hardware.nodes=2"]
     told = json.loads(report(composed("plan", *asked, "format=json")))
     assert (told["world_size"], told["sharding"], told["limit_gb"]) == (8, sharding, 80)
     cfg = composed("dpo", *asked)
-    tokenizer = models.load_tokenizer(cfg.model)
+    tokenizer = load_tokenizer(cfg.model)
     data = load(cfg.data, view="paired", tokenizer=tokenizer, max_length=1024, seed=42)
     monkeypatch.setenv("WORLD_SIZE", "8")
-    assert training.announce(cfg, data, tokenizer) == told
+    assert announce(cfg, data, tokenizer) == told
 
 
 def test_an_engine_is_planned_for_a_machine_that_is_not_this_one(composed):
     asked = ["hardware=zero3", "machine=gpu80gb", "model=mistral7b", "lora=none", "format=json"]
     told = json.loads(report(composed("plan", *asked, "nproc=8")))
     assert (told["world_size"], told["limit_gb"], told["tflops"]) == (8, 80, 150)
-    with pytest.raises(plan.PlanError, match="nproc=8"):
+    with pytest.raises(PlanError, match="nproc=8"):
         report(composed("plan", *asked))
-    with pytest.raises(plan.PlanError, match="machine=gpu80gb"):
+    with pytest.raises(PlanError, match="machine=gpu80gb"):
         report(composed("plan", "hardware=fsdp", "hardware.use_cpu=true", "nproc=2"))
 
 
@@ -180,7 +182,7 @@ def test_layers_watched_on_fake_tensors_keep_what_real_ones_keep():
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(folder("embedded://tiny"))
-    feet = measure.footprint(config, measure.Setting(2, 96, "float32", None, "sdpa", None, False))
+    feet = footprint(config, Setting(2, 96, "float32", None, "sdpa", None, False))
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept, alive = {}, []
@@ -200,7 +202,7 @@ def test_layers_watched_on_fake_tensors_keep_what_real_ones_keep():
 
 
 def test_a_model_whose_architecture_is_nowhere_is_one_clear_error(composed):
-    with pytest.raises(plan.PlanError, match=r"no config.json to plan from.*model.architecture"):
+    with pytest.raises(PlanError, match=r"no config.json to plan from.*model.architecture"):
         plan.plan(composed("dpo", "model.path=nobody/nothing"))
 
 

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from preftune import report
-from preftune.report import comparison, comparison_page, ranking
+from preftune.report import comparison, comparison_page
+from preftune.report.comparison import KL, LOG_RATIO
+from preftune.report.ranking import as_json, as_text
 from preftune.report.record import ReportError
 
 
@@ -35,7 +36,7 @@ def far_and_near(a_run):
 
 def test_runs_are_ranked_where_they_moved_equally_far(far_and_near):
     found = comparison.compare(far_and_near)
-    assert found.measure == comparison.KL and found.common == 0.011
+    assert found.measure == KL and found.common == 0.011
     assert [(each.name, each.rank, each.at.step, each.at.accuracy) for each in found.entries] == [
         ("near", 1, 10, 0.8),
         ("far", 2, 5, 0.7),
@@ -57,13 +58,13 @@ def test_without_evaluations_in_between_final_values_are_ranked_and_it_is_said(a
     found = comparison.compare(runs)
     assert found.common is None and [each.name for each in found.entries] == ["far", "near"]
     assert any(note.startswith("Not at matched KL") for note in found.notes)
-    assert "not at matched KL" in ranking.as_text(found)
+    assert "not at matched KL" in as_text(found)
 
 
 def test_a_loss_without_a_reference_is_matched_by_its_log_probs(a_run, far_and_near):
     rows = [without_reference(evaluation(5, 0.75, 0.01)), without_reference(evaluation(10, 0.95, 0.3))]
     found = comparison.compare([*far_and_near, a_run("orpo", rows, 0.95)])
-    assert found.measure == comparison.LOG_RATIO
+    assert found.measure == LOG_RATIO
     assert {each.name: each.at.step for each in found.entries} == {"far": 5, "near": 10, "orpo": 5}
     assert next(e for e in found.entries if e.name == "orpo").at.distance == pytest.approx(0.02**0.5)
     assert any("orpo, before its end: the accuracy by log-prob" in note for note in found.notes)
@@ -131,7 +132,7 @@ def test_one_run_and_no_run_are_refused_by_name(a_run, tmp_path):
 
 def test_json_holds_the_ranking_and_no_nan(a_run, far_and_near):
     odd = a_run("odd", [evaluation(5, math.nan, 0.01), evaluation(10, 0.5, math.nan)], accuracy=math.nan)
-    found = json.loads(ranking.as_json(comparison.compare([*far_and_near, odd])))
+    found = json.loads(as_json(comparison.compare([*far_and_near, odd])))
     assert [(each["name"], each["rank"]) for each in found["runs"]] == [("near", 1), ("far", 2), ("odd", None)]
     assert (
         found["runs"][0]["loss"] == "dpo" and found["runs"][0]["beta"] == 0.1 and found["runs"][2]["accuracy"] is None
@@ -140,7 +141,7 @@ def test_json_holds_the_ranking_and_no_nan(a_run, far_and_near):
 
 def test_the_page_shows_the_ranking_and_the_curves_of_all(a_run, far_and_near, tmp_path):
     rival = a_run("<b>rival", [evaluation(10, 0.75, 0.012)], 0.75, config={"loss": {"beta": 0.5}})
-    text = report.compare([*far_and_near, rival], tmp_path / "page.html").read_text(encoding="utf-8")
+    text = comparison_page.compare([*far_and_near, rival], tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<b>rival" not in text and "&lt;b&gt;rival" in text
     assert "<h1>near: 80.0% (72–86%)</h1>" in text and "Losses × β" in text and "<th>β 0.5</th>" in text
     for title in ("Held-out accuracy", "Held-out accuracy by KL", "KL to the reference, held-out"):

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from preftune.report import record
+from preftune.report.record import ReportError
 
 
 def trained(step, loss):
@@ -36,9 +37,9 @@ def test_every_file_but_the_config_may_be_missing(a_run):
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):
-    with pytest.raises(record.ReportError, match=f"{tmp_path}: no run directory"):
+    with pytest.raises(ReportError, match=f"{tmp_path}: no run directory"):
         record.read(tmp_path)
-    with pytest.raises(record.ReportError, match="nowhere: no such folder"):
+    with pytest.raises(ReportError, match="nowhere: no such folder"):
         record.read(tmp_path / "nowhere")
 
 
@@ -48,7 +49,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
 def test_a_broken_file_is_named(a_run, file, text):
     run = a_run()
     (run / file).write_text(text, encoding="utf-8")
-    with pytest.raises(record.ReportError, match=file):
+    with pytest.raises(ReportError, match=file):
         record.read(run)
 
 

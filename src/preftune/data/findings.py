@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from preftune.config.errors import UserError
 from preftune.data.kinds import ERROR, KINDS, NOTE, OF_ROWS, WARNING
-from preftune.errors import UserError
 
 EXAMPLES = 3
 

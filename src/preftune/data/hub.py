@@ -7,9 +7,10 @@ import datasets
 from huggingface_hub import constants
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from preftune import hub
 from preftune.data.findings import DataError
 from preftune.data.formats import Read
+from preftune.models import hub
+from preftune.models.hub import cached_commit
 
 
 def rows(path: str, name: str | None, revision: str | None, split: str | None, streaming: bool) -> Iterator[Read]:
@@ -36,6 +37,6 @@ def rows(path: str, name: str | None, revision: str | None, split: str | None, s
 def offline_is_right(found, path: str, revision: str | None) -> None:
     """Raise OfflineModeIsEnabled where datasets took another revision, its latest, than was asked for."""
     if revision and constants.HF_HUB_OFFLINE and getattr(found, "cache_files", None):
-        commit = hub.cached_commit(path, revision, "dataset")
+        commit = cached_commit(path, revision, "dataset")
         if not any(commit in Path(file["filename"]).parts for file in found.cache_files):
             raise OfflineModeIsEnabled("the local cache holds another revision")

@@ -7,9 +7,9 @@ import numpy as np
 import xxhash
 from datasets import Dataset
 
-from preftune.data import views
 from preftune.data.findings import EXAMPLES, Findings
 from preftune.data.shapes import ANSWERS, DEMONSTRATIONS, LABELLED, PAIRS
+from preftune.data.views import key, keys
 
 FEW_PROMPTS = 0.25  # prompts per row below which a set is called poor in prompts
 BIASED, EXPLAINED = 0.6, 0.9  # accuracy of "the longer answer is better"; the mirror values count too
@@ -45,7 +45,7 @@ def hashes(rows: Dataset, kind: str) -> Hashes:
     prompts, answers = [], {column: [] for column in columns}
     characters = {column: [] for column in ("prompt", *columns)}
     for batch in rows.select_columns(["prompt", *columns]).iter(1000):
-        prompts += [views.key(prompt) for prompt in batch["prompt"]]
+        prompts += [key(prompt) for prompt in batch["prompt"]]
         for column in columns:
             answers[column] += [xxhash.xxh3_64_intdigest(json.dumps(answer).encode()) for answer in batch[column]]
         for column, lengths in characters.items():
@@ -168,6 +168,6 @@ def couples_in_order(values: np.ndarray, labels: np.ndarray) -> tuple[float, flo
 
 def leakage(train: Dataset, held_out: Dataset, findings: Findings) -> None:
     """Held-out rows whose prompt, case and white space aside, stands in the training rows."""
-    leaked = np.flatnonzero(np.isin(views.keys(held_out), views.keys(train)))
+    leaked = np.flatnonzero(np.isin(keys(held_out), keys(train)))
     if len(leaked):
         findings.add("prompt_leakage", examples(held_out, leaked), count=len(leaked), of=len(held_out))

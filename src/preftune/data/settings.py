@@ -6,10 +6,10 @@ from dataclasses import dataclass, fields, replace
 
 from omegaconf import DictConfig, OmegaConf
 
-from preftune.data import views
 from preftune.data.findings import DataError
 from preftune.data.shapes import COLUMNS, PAIRS_RULES
 from preftune.data.sources import Source
+from preftune.data.views import UNPAIRED
 
 OF_A_SOURCE = [each.name for each in fields(Source)]
 
@@ -110,7 +110,7 @@ def demonstrations_fit(given: dict, view: str) -> None:
         raise DataError(
             "data.sft_fraction needs demonstrations to mix in: data.sft_path=FILE (messages, or prompt + completion)"
         )
-    if view == views.UNPAIRED:
+    if view == UNPAIRED:
         raise DataError(
             "data.sft_fraction: this loss learns from labelled answers and has no SFT term. Give demonstrations the "
             "label true in the data itself, or take a loss of pairs with an SFT term: loss=dpo_sft, loss=orpo"

@@ -12,6 +12,7 @@ from preftune.data.findings import Findings, stop_on_errors
 from preftune.data.settings import Settings
 from preftune.data.sources import Source
 from preftune.data.table import FEATURES, Reader, Skipped, Table
+from preftune.data.views import KINDS, UNPAIRED, ordered
 
 BLOCK = 1000  # rows that are converted and shuffled together
 
@@ -42,15 +43,15 @@ class Blocks:
             stop_on_errors(findings.all(skipping=self.skipped_file is not None))
             rows = views.view(Dataset.from_list(block, FEATURES[reader.kind]), reader.kind, self.view, findings)
             seed, number = self.seed + number, number + 1
-            mixed = np.random.default_rng(seed).permutation(len(rows)) if self.view != views.UNPAIRED else None
-            rows = views.ordered(rows, self.view, seed) if mixed is None else rows.select(mixed)
+            mixed = np.random.default_rng(seed).permutation(len(rows)) if self.view != UNPAIRED else None
+            rows = ordered(rows, self.view, seed) if mixed is None else rows.select(mixed)
             yield from rows.remove_columns("origin")
         stop_on_errors(findings.all(skipping=self.skipped_file is not None))
 
 
 def stream(want: Settings, view: str, seed: int) -> IterableDataset:
     """All sources as one stream: one after the other, or with weights drawn from in their proportion until one ends."""
-    features = Features({name: kind for name, kind in FEATURES[views.KINDS[view]].items() if name != "origin"})
+    features = Features({name: kind for name, kind in FEATURES[KINDS[view]].items() if name != "origin"})
     skipped_file = want.skipped_file if want.skipping else None
     sets = [
         IterableDataset.from_generator(Blocks(source, view, seed, skipped_file).rows, features)

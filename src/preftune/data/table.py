@@ -17,12 +17,13 @@ import xxhash
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 
+from preftune.config.files import cache_dir
 from preftune.data import row_checks
 from preftune.data.findings import Findings, RowFault
 from preftune.data.formats import Read
+from preftune.data.row_checks import extra_fields
 from preftune.data.shapes import DEMONSTRATIONS, LABELLED, PAIRS, Shape, renamed, shape_of
 from preftune.data.sources import Source
-from preftune.embedded import cache_dir
 
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
 COMMON = {"id": Value("string"), "origin": Value("string"), "prompt": MESSAGES}
@@ -121,7 +122,7 @@ class Reader:
             self.findings.add(code, read.origin, detail)
         if not found:
             self.findings.add("tied_scores", read.origin)
-        if fields := row_checks.extra_fields(row):
+        if fields := extra_fields(row):
             self.findings.add("extra_message_fields", read.origin, ", ".join(fields))
         self.shapes[shape.name] += 1
         name = read.origin if row.get("id") is None else str(row["id"])

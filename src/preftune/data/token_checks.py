@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 
 from preftune.data.findings import Findings
 from preftune.data.shapes import ANSWERS, PAIRS
-from preftune.tokenizer import stop_tokens
+from preftune.models.tokenizer import stop_tokens
 
 BATCH = 256
 TAIL = 4  # last tokens of an answer among which EOS must be: templates write a line break behind it

@@ -9,18 +9,21 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from preftune import judge, training
-from preftune.data import load as load_data
-from preftune.data import token_checks
+from preftune.config.errors import UserError
+from preftune.config.files import write_json
 from preftune.data.findings import Findings
+from preftune.data.load import load as load_data
 from preftune.data.shapes import DEMONSTRATIONS
+from preftune.data.token_checks import answered, sequences, tokenized
 from preftune.data.views import KINDS
-from preftune.errors import UserError
-from preftune.evaluate import generation, lm_tasks, pairs, subjects
-from preftune.evaluate.pairs import PairScores
+from preftune.evaluate import generation, judge, lm_tasks, pairs, subjects
+from preftune.evaluate.generation import divergence, sampled
+from preftune.evaluate.judge import Judge, win_rate
+from preftune.evaluate.lm_tasks import results
+from preftune.evaluate.pairs import PairScores, implicit_rewards, log_probs, perplexity
 from preftune.evaluate.statistics import at_equal_length, wilson
-from preftune.evaluate.subjects import Loaded, Subject
-from preftune.runs import write_json
+from preftune.evaluate.subjects import Loaded, Subject, find
+from preftune.models.load import quiet
 
 FORMATS = ("table", "json")
 ROWS = {  # of a model's figures: what it is called in the table, and its format
@@ -60,14 +63,14 @@ def run(cfg: DictConfig) -> str:
 
     Raises SubjectError, DataError, ModelError and EvaluationError, most of them before a model is loaded.
     """
-    training.quiet()
+    quiet()
     if cfg.format not in FORMATS:
         raise EvaluationError(f"format={cfg.format}: wants table or json")
     lm_tasks.require(list(cfg.tasks))
     named = [cfg.models] if isinstance(cfg.models, str) else list(cfg.models)
     if not named:
         raise EvaluationError("models=[]: name at least one, such as models=[runs/demo]")
-    found = [subjects.find(name) for name in named]
+    found = [find(name) for name in named]
     decide = judge.build(cfg.judge)
     first = next((each for each in found if each.cfg is not None), None)
     rows = [row(each, first or each, cfg, decide) for each in found]
@@ -76,7 +79,7 @@ def run(cfg: DictConfig) -> str:
     return json.dumps(rows, indent=2, ensure_ascii=False) if cfg.format == "json" else table(rows)
 
 
-def row(subject: Subject, first: Subject, cfg: DictConfig, decide: judge.Judge | None) -> dict:
+def row(subject: Subject, first: Subject, cfg: DictConfig, decide: Judge | None) -> dict:
     """The figures of one model; what its own run does not say (β, data, precision) is the first run's.
 
     Raises what `run` raises.
@@ -125,13 +128,13 @@ def whole_set(path, view: str, tokenizer, max_length: int | None) -> Dataset:
     """All rows of a data set (anything that data.path takes) in the form of a view. Raises DataError."""
     settings = OmegaConf.merge(subjects.base().data, {"path": path, "eval_fraction": 0.0, "skipped_file": None})
     rows = load_data(settings, view=view, tokenizer=tokenizer, max_length=max_length, seed=0).train
-    return token_checks.answered(rows, KINDS[view], tokenizer, max_length, Findings())
+    return answered(rows, KINDS[view], tokenizer, max_length, Findings())
 
 
 def preferences(policy: PairScores, reference: PairScores, beta: float) -> dict:
     """How the implicit rewards rank the pairs, and where the log-probs went; log-ratios in nats a token."""
     margins = pairs.margins(policy, reference, beta)
-    right, rewards = (margins > 0).double(), pairs.implicit_rewards(policy, reference, beta)
+    right, rewards = (margins > 0).double(), implicit_rewards(policy, reference, beta)
     ratios = {side: getattr(policy, side) - getattr(reference, side) for side in ("chosen", "rejected")}
     return {
         "pairs": len(margins),
@@ -151,8 +154,8 @@ def drift(loaded: Loaded, data: HeldOut, cfg: DictConfig, bf16: bool) -> dict:
     if not cfg.kl_prompts:
         return {"kl": None, "kl_error": None, "kl_per_token": None, "kl_tokens": None}
     prompts = data.pairs[: cfg.kl_prompts]["prompt"]
-    drawn = generation.sampled(loaded.model, loaded.tokenizer, prompts, cfg.max_new_tokens, bf16, cfg.seed)
-    found = generation.divergence(loaded.model, loaded.reference, drawn, bf16)
+    drawn = sampled(loaded.model, loaded.tokenizer, prompts, cfg.max_new_tokens, bf16, cfg.seed)
+    found = divergence(loaded.model, loaded.reference, drawn, bf16)
     return {"kl": found.answer, "kl_error": found.error, "kl_per_token": found.token, "kl_tokens": found.tokens}
 
 
@@ -160,15 +163,15 @@ def forgetting(loaded: Loaded, data: HeldOut, policy: PairScores, reference: Pai
     """Perplexity of the SFT data under policy and reference: what it rises by was forgotten."""
     if data.demonstrations is None:
         return {"perplexity": policy.perplexity(), "reference_perplexity": reference.perplexity()}
-    shown = token_checks.tokenized(data.demonstrations, DEMONSTRATIONS, loaded.tokenizer)
-    rows = [token_checks.sequences(row, data.max_length) for row in shown]
-    mine = pairs.log_probs(loaded.model, loaded.tokenizer, rows, bf16)
+    shown = tokenized(data.demonstrations, DEMONSTRATIONS, loaded.tokenizer)
+    rows = [sequences(row, data.max_length) for row in shown]
+    mine = log_probs(loaded.model, loaded.tokenizer, rows, bf16)
     with loaded.reference() as other:
-        theirs = pairs.log_probs(other, loaded.tokenizer, rows, bf16)
-    return {"perplexity": pairs.perplexity(*mine), "reference_perplexity": pairs.perplexity(*theirs)}
+        theirs = log_probs(other, loaded.tokenizer, rows, bf16)
+    return {"perplexity": perplexity(*mine), "reference_perplexity": perplexity(*theirs)}
 
 
-def answers(loaded: Loaded, data: HeldOut, cfg: DictConfig, decide: judge.Judge | None) -> dict:
+def answers(loaded: Loaded, data: HeldOut, cfg: DictConfig, decide: Judge | None) -> dict:
     """Greedy answers of policy and reference to the first prompts, and how often the judge prefers the policy's."""
     wanted = max(cfg.generations, cfg.judged_prompts if decide else 0)
     prompts = data.pairs[:wanted]["prompt"] if wanted else []
@@ -177,13 +180,13 @@ def answers(loaded: Loaded, data: HeldOut, cfg: DictConfig, decide: judge.Judge 
         theirs = generation.answers(other, loaded.tokenizer, prompts, cfg.max_new_tokens)
     both = list(zip(prompts, mine, theirs, strict=True))
     shown = [{"prompt": p[-1]["content"], "policy": a, "reference": b} for p, a, b in both[: cfg.generations]]
-    rate = judge.win_rate(decide, both[: cfg.judged_prompts], loaded.tokenizer) if decide else {}
+    rate = win_rate(decide, both[: cfg.judged_prompts], loaded.tokenizer) if decide else {}
     return rate | {"generations": shown}
 
 
 def benchmarks(loaded: Loaded, cfg: DictConfig) -> dict:
     """The results of lm-eval's tasks for the policy, with its adapter on."""
-    return lm_tasks.results(loaded.model, loaded.tokenizer, list(cfg.tasks), cfg.tasks_limit, cfg.tasks_path)
+    return results(loaded.model, loaded.tokenizer, list(cfg.tasks), cfg.tasks_limit, cfg.tasks_path)
 
 
 def table(rows: list[dict]) -> str:

@@ -7,8 +7,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from preftune.evaluate.pairs import token_ids
-from preftune.tokenizer import stop_tokens
+from preftune.models.tokenizer import stop_tokens, token_ids
 
 BATCH = 32  # prompts: a small model reads its weights for each token, however many answers it draws
 # The model's own distribution and nothing else: no cut of the tail, no penalty, whatever its generation config says

@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from preftune.errors import UserError
+from preftune.config.errors import UserError
 
 
 class TasksError(UserError):

@@ -146,11 +146,6 @@ def _evaluating(model, fused: bool):
                 head.forward = before
 
 
-def token_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict], **options) -> list[int]:
-    """A message list as the chat template writes it, in tokens."""
-    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)["input_ids"]
-
-
 def _pad(rows: list[Row], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
     """Right-padded (batch, length) ids, mask, and labels that leave out the prompt."""
     length = max(len(ids) for ids, _ in rows)

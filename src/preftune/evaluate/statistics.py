@@ -2,7 +2,7 @@
 
 import torch
 
-from preftune.report.accuracy import interval
+from preftune.evaluate.intervals import interval
 
 RIDGE = 0.1  # precision of the prior on the slope: finite where length alone tells the outcome
 

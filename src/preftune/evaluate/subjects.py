@@ -11,8 +11,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from peft import PeftConfig, PeftModel
 
-from preftune import embedded, models
-from preftune.errors import UserError
+from preftune.config.errors import UserError
+from preftune.models import embedded
+from preftune.models.load import load_model, load_tokenizer
 
 ADAPTER, CONFIG, MANIFEST = "adapter_config.json", "config.yaml", "manifest.json"
 
@@ -61,7 +62,7 @@ class Subject:
     def tokenizer(self):
         """The tokenizer that lies with the weights, or that of the start where none does."""
         lies_there = (Path(self.weights) / "tokenizer_config.json").exists()
-        return models.load_tokenizer(self.whole if lies_there else self.start)
+        return load_tokenizer(self.whole if lies_there else self.start)
 
 
 def find(name: str) -> Subject:
@@ -171,15 +172,15 @@ def load(subject: Subject, reference: str | None = None) -> Loaded:
             raise SubjectError(f"reference={reference} has other tokens than {subject.name}: no log-probs to compare")
         other = weights(measure)
     elif not subject.adapter:
-        other = on_device(models.load_model(subject.start, OmegaConf.create({}), use_cpu()))
+        other = on_device(load_model(subject.start, OmegaConf.create({}), use_cpu()))
     return Loaded(weights(subject), tokenizer, other)
 
 
 def weights(subject: Subject) -> torch.nn.Module:
     """The subject's own weights alone, with its adapter on, in evaluation mode."""
     if not subject.adapter:
-        return on_device(models.load_model(subject.whole, OmegaConf.create({}), use_cpu()))
-    start = on_device(models.load_model(subject.start, subject.lora, use_cpu()))
+        return on_device(load_model(subject.whole, OmegaConf.create({}), use_cpu()))
+    start = on_device(load_model(subject.start, subject.lora, use_cpu()))
     return PeftModel.from_pretrained(start, subject.weights).eval()
 
 

@@ -9,7 +9,7 @@ from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from preftune.errors import brief
+from preftune.config.errors import brief
 from preftune.fastpath.attention import FULL, IMPLEMENTATIONS, SLIDING, masks
 from preftune.fastpath.layout import IGNORED, lay_out
 

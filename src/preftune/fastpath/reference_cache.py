@@ -13,8 +13,8 @@ from accelerate.utils import broadcast_object_list, gather_object, tqdm
 from datasets import Dataset, concatenate_datasets
 
 from preftune.fastpath.batches import budgeted
-from preftune.fastpath.cache_store import ReferenceStore, default_root, shrink
 from preftune.fastpath.reference_identity import reference_identity
+from preftune.fastpath.reference_store import ReferenceStore, default_root, shrink
 
 # The columns that TRL's losses read, by the completion that each scores. DPO's two are scored in one forward, which
 # shares their prompt; KTO's own and mismatched ones apart, as each may be known without the other.

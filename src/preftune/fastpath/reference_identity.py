@@ -5,7 +5,7 @@ import json
 import torch
 from accelerate.utils import is_peft_model
 
-from preftune.models import weights_digest
+from preftune.models.identity import weights_digest
 
 # Of a model's configuration, what does not change its log-probs: where it came from, how it generates, which tokens are
 # padding, and which kernel computes attention.

@@ -16,12 +16,13 @@ from transformers import Trainer, TrainerCallback
 from transformers.core_model_loading import revert_weight_conversion
 from trl.trainer.utils import use_adapter
 
-from preftune import engine, runs
-from preftune.errors import advice
+from preftune.config.errors import advice
+from preftune.config.processes import main_process
 from preftune.evaluate.pairs import PairScores, score
 from preftune.health.findings import Finding, Findings, Proof
 from preftune.health.start import rounding
-from preftune.models import weights_digest
+from preftune.models import sharding
+from preftune.models.identity import weights_digest
 
 PAIRS = 8  # held-out pairs of which the reference's log-probs are compared
 
@@ -82,7 +83,7 @@ class EndProofs(TrainerCallback):
                 return None
             policy = trainer.accelerator.unwrap_model(trainer.model)
             model = policy if trainer.ref_model is None else trainer.accelerator.unwrap_model(trainer.ref_model)
-            with engine.whole(model), adapter_off(model) if model is policy else contextlib.nullcontext():
+            with sharding.whole(model), adapter_off(model) if model is policy else contextlib.nullcontext():
                 rows = self.pairs.select(range(min(PAIRS, len(self.pairs))))
                 bf16 = bool(trainer.args.bf16)
                 return score(model, trainer.processing_class, rows, trainer.args.max_length, bf16, model is policy)
@@ -102,7 +103,7 @@ def whole_tensors(state: dict) -> Iterator[tuple[str, torch.Tensor]]:
 def hashes(model: torch.nn.Module) -> dict[str, str]:
     """{parameter: hash of its dtype, shape and bytes}."""
     names = {name for name, _ in model.named_parameters()}
-    with engine.whole(model):
+    with sharding.whole(model):
         # by the state dict, in which bitsandbytes brings back weights that it has laid out anew for this CPU
         state = {name: tensor for name, tensor in model.state_dict().items() if name in names}
         return {name: weights_digest({name: tensor}).hexdigest() for name, tensor in whole_tensors(state)}
@@ -180,9 +181,9 @@ def saved_equals(model: torch.nn.Module, folder: Path, step: int) -> Iterator[Fi
     Raises ValueError where names in memory and on disk cannot be matched.
     """
     adapter = isinstance(model, PeftModel)
-    with engine.whole(model):
+    with sharding.whole(model):
         state = dict(whole_tensors(get_peft_model_state_dict(model) if adapter else model.state_dict()))
-        if not runs.main_process():
+        if not main_process():
             return
         saved = Saved(folder)
         if not adapter and not saved.place.keys() <= state.keys():  # the hub's form: experts apart, other names

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from preftune.errors import Stopped
-from preftune.runs import main_process, write_json
+from preftune.config.errors import Stopped
+from preftune.config.files import write_json
+from preftune.config.processes import main_process
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import math
 
 from omegaconf import DictConfig
 
-from preftune.evaluate import PairScores
+from preftune.evaluate.pairs import PairScores
 from preftune.health.findings import Finding
 
 LISTED = 5

@@ -5,7 +5,7 @@ import math
 import torch
 from transformers import TrainerCallback
 
-from preftune.errors import advice
+from preftune.config.errors import advice
 from preftune.health.findings import Finding, Findings
 from preftune.health.rules import RULES, History
 from preftune.health.start import not_finite

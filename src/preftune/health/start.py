@@ -12,10 +12,9 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from preftune.errors import advice
-from preftune.evaluate.pairs import token_ids
+from preftune.config.errors import advice
 from preftune.health.findings import Finding, Findings, Proof
-from preftune.tokenizer import PROBE
+from preftune.models.tokenizer import PROBE, token_ids
 
 LN2 = math.log(2)
 # The loss of each of TRL's loss types where all log-ratios are 0, from the formulas of DPOTrainer and KTOTrainer

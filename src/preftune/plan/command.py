@@ -8,12 +8,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from preftune import launch, models
-from preftune.data import load, settings
-from preftune.errors import UserError, brief
-from preftune.plan import scale
-from preftune.plan.advice import plan
+from preftune.config.errors import UserError, brief
+from preftune.config.processes import processes, sharding_engine
+from preftune.data import settings
+from preftune.data.load import load
+from preftune.models.load import load_tokenizer, location
+from preftune.plan.plan import plan
 from preftune.plan.planner import Plan
+from preftune.plan.scale import every_choice, sizes_and_devices
 from preftune.plan.sizes import PlanError
 from preftune.plan.text import page
 
@@ -32,9 +34,9 @@ def report(cfg: DictConfig) -> str:
         if cfg[key] not in words:
             raise PlanError(f"{key}={cfg[key]}: wants one of {', '.join(filter(None, words))}")
     if cfg.table:
-        return scale.every_choice(cfg)
+        return every_choice(cfg)
     if cfg.scale:
-        return scale.sizes_and_devices(cfg)
+        return sizes_and_devices(cfg)
     try:
         plans = {name: planned(stage) for name, stage in stages(cfg).items()}
     except UserError:
@@ -69,8 +71,8 @@ def as_json(plans: dict[str, Plan]) -> dict:
 
 def planned(cfg: DictConfig) -> Plan:
     """The plan of one training, its rows counted where they lie on this machine."""
-    tokenizer = models.load_tokenizer(cfg.model) if on_disk(cfg.model) else None
-    together = {"world_size": devices(cfg), "sharding": launch.sharding(cfg)}
+    tokenizer = load_tokenizer(cfg.model) if on_disk(cfg.model) else None
+    together = {"world_size": devices(cfg), "sharding": sharding_engine(cfg)}
     if not all(source.is_local() for source in settings.read(cfg.data, cfg.loss.view).sources):
         return plan(cfg, **together)
     given = OmegaConf.merge(cfg.data, {"on_bad_rows": "skip", "skipped_file": os.devnull})
@@ -87,9 +89,9 @@ def devices(cfg: DictConfig) -> int:
         )
     if asked.engine and cfg.machine and not cfg.nproc:
         raise PlanError(f"machine={cfg.machine}: say how many processes it is to have, nproc=8")
-    return launch.processes(cfg) * asked.nodes
+    return processes(cfg) * asked.nodes
 
 
 def on_disk(model: DictConfig) -> bool:
     """Whether the model's tokenizer can be read without a network."""
-    return Path(models.location(model)).is_dir()
+    return Path(location(model)).is_dir()

@@ -22,9 +22,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from preftune.checks import SELECTIVE
+from preftune.config.stages import SELECTIVE
 from preftune.fastpath.checkpointing import keep_products
-from preftune.models import class_of, lora_config
+from preftune.models.load import class_of, lora_config
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, replace
 
 from preftune.fastpath.head import CPU_TOKENS
-from preftune.plan import measure, sizes
+from preftune.plan.measure import Footprint
 from preftune.plan.rows import Batch
+from preftune.plan.sizes import BYTES, PlanError, Sizes, state_bytes
 
 TILE_TOKENS, TILE_WORDS = 4096, 32768  # trl.kernels.chunked_logprob: what its head computes at once
 TILE_COPIES = 7  # of a tile in float32 that its backward holds where there is no Triton kernel
@@ -30,7 +31,7 @@ DEEPSPEED = {name for name in SHARDS if name.startswith("zero")}
 class Run:
     """What memory depends on, beside the model's configuration."""
 
-    size: sizes.Sizes
+    size: Sizes
     weights: float  # bytes of the model's weights
     dtype: str
     autocast: str | None
@@ -52,7 +53,7 @@ class Run:
     @property
     def gathered(self) -> float:
         """Bytes of all weights in what is multiplied in, to which an engine casts them; it leaves quantized ones."""
-        cast = sizes.BYTES[self.autocast or self.dtype] / sizes.BYTES[self.dtype]
+        cast = BYTES[self.autocast or self.dtype] / BYTES[self.dtype]
         return self.weights * (1 if self.quantized else cast)
 
 
@@ -83,13 +84,13 @@ def standing(run: Run, full: bool) -> Memory:
     """What a device holds whatever it computes, with all gradients."""
     size = run.size
     # PEFT keeps adapters in float32; TRL those of QLoRA in bfloat16, but ORPO's and CPO's
-    parameter = sizes.BYTES[run.dtype] if full else 2 if run.four_bit and not run.kbit_prepared else 4
+    parameter = BYTES[run.dtype] if full else 2 if run.four_bit and not run.kbit_prepared else 4
     moved = size.parameters if full else size.adapter
     held = Memory(
         weights=run.weights,
         adapter=0 if full else size.adapter * parameter,
         gradients=moved * parameter,
-        optimizer=moved * sizes.state_bytes(run.optim, parameter),
+        optimizer=moved * state_bytes(run.optim, parameter),
         activations=0,
         logits=0,
         reference=run.weights if run.reference == "copy" else 0,
@@ -99,7 +100,7 @@ def standing(run: Run, full: bool) -> Memory:
     return sharded(prepared(held, run, moved, full), run)
 
 
-def estimate(run: Run, feet: measure.Footprint, batch: Batch, width: int) -> Memory:
+def estimate(run: Run, feet: Footprint, batch: Batch, width: int) -> Memory:
     """The fullest of the moments of a training step, and of the reference pass before it."""
     full = not run.size.adapter
     still = standing(run, full)
@@ -121,7 +122,7 @@ def estimate(run: Run, feet: measure.Footprint, batch: Batch, width: int) -> Mem
         replace(still, moment="first layer", activations=feet.first + feet.working + mask),
     ]
     if not run.on_gpu:  # Adam's loop over parameters; on GPUs it is fused, or allowed for in CONTEXT
-        largest = 2 * run.size.head * sizes.BYTES[run.dtype] if full else 0
+        largest = 2 * run.size.head * BYTES[run.dtype] if full else 0
         moments.append(replace(still, moment="optimizer step", activations=largest))
     if run.reference == "cached":
         moments.append(
@@ -148,8 +149,8 @@ def scored_at_once(run: Run, batch: Batch) -> Batch:
 def head(run: Run, batch: Batch, width: int, full: bool, learning: bool = True) -> float:
     """Bytes that scoring takes: TRL's fused head in tiles, or all logits where a loss builds them."""
     words = run.size.head // width
-    compute = sizes.BYTES[run.autocast or run.dtype]
-    cast = compute if compute != sizes.BYTES[run.dtype] else 0
+    compute = BYTES[run.autocast or run.dtype]
+    cast = compute if compute != BYTES[run.dtype] else 0
     if run.full_logits and learning:
         return batch.tokens * words * (compute + FULL_LOGITS * 4) + (run.size.head * 4 if full else 0)
     scored = batch.tokens if run.everywhere else batch.scored
@@ -175,9 +176,9 @@ def prepared(memory: Memory, run: Run, moved: int, full: bool) -> Memory:
     gradients once more.
     """
     if run.sharding not in SHARDS:
-        raise sizes.PlanError(f"sharding={run.sharding}: there are {', '.join(SHARDS)}")
+        raise PlanError(f"sharding={run.sharding}: there are {', '.join(SHARDS)}")
     if run.sharding in DEEPSPEED:
-        cast = sizes.BYTES[run.autocast or run.dtype]
+        cast = BYTES[run.autocast or run.dtype]
         return replace(
             memory,
             weights=run.gathered,
@@ -187,10 +188,8 @@ def prepared(memory: Memory, run: Run, moved: int, full: bool) -> Memory:
             optimizer=moved * MASTER,
         )
     if run.sharding == "fsdp" and full and run.autocast:
-        states = moved * sizes.state_bytes(run.optim, 4)
-        return replace(
-            memory, weights=memory.weights * 4 / sizes.BYTES[run.dtype], gradients=moved * 4, optimizer=states
-        )
+        states = moved * state_bytes(run.optim, 4)
+        return replace(memory, weights=memory.weights * 4 / BYTES[run.dtype], gradients=moved * 4, optimizer=states)
     if run.sharding == "none" and run.world_size > 1:
         return replace(memory, gradients=memory.gradients * 2)
     return memory

@@ -7,11 +7,17 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from preftune import global_batch, hardware
-from preftune.checks.fields import fields
-from preftune.checks.stages import config_class
+from preftune.config import hardware
+from preftune.config.stages import config_class
+from preftune.config.trainer_fields import fields
 from preftune.fastpath.attention import BLOCK, IMPLEMENTATIONS
-from preftune.plan import measure, memory, rows, sizes, work
+from preftune.plan import work
+from preftune.plan.measure import Setting
+from preftune.plan.memory import Memory, Run, estimate
+from preftune.plan.rows import Batch, Rows, largest, typical
+from preftune.plan.sizes import bits, footprint, frozen, sizes, weight_bytes
+from preftune.plan.work import Work
+from preftune.trainers import global_batch
 
 GB = 1e9
 
@@ -55,13 +61,13 @@ def limit(cfg: DictConfig) -> int:
 class Planner:
     """A configuration, its architecture and its rows on so many devices."""
 
-    def __init__(self, cfg, config, source: str, known: rows.Rows, world_size: int = 1, sharding: str = "none"):
+    def __init__(self, cfg, config, source: str, known: Rows, world_size: int = 1, sharding: str = "none"):
         self.cfg, self.config, self.source, self.known = cfg, config, source, known
         self.text = config.get_text_config()
         self.world_size, self.sharding = world_size, sharding
         self.takes = fields(config_class(cfg.loss.trainer))
-        self.adapter = sizes.frozen(cfg.lora)
-        self.size = sizes.sizes(config, self.adapter)
+        self.adapter = frozen(cfg.lora)
+        self.size = sizes(config, self.adapter)
         self.packed = self._packs()
         settings = {**asdict_of(cfg.loss), **asdict_of(cfg.hardware), **asdict_of(cfg.train)}
         self.settings = settings
@@ -112,36 +118,36 @@ class Planner:
         """Whether pairs are trained without a reference, as by ORPO and CPO: they want the logits' means everywhere."""
         return self.cfg.loss.view == "paired" and self.reference() == "none"
 
-    def setting(self, batch: rows.Batch) -> measure.Setting:
+    def setting(self, batch: Batch) -> Setting:
         hardware, model = self.cfg.hardware, self.cfg.model
         fp16 = "fp16" in hardware and hardware.fp16
-        return measure.Setting(
+        return Setting(
             rows=batch.rows,
             columns=batch.columns,
             dtype=model.dtype,
             autocast="bfloat16" if hardware.bf16 else "float16" if fp16 else None,
             attention=model.attn_implementation,
             adapter=self.adapter,
-            four_bit=sizes.bits(self.cfg.lora) == 4,
+            four_bit=bits(self.cfg.lora) == 4,
             checkpointing=self.checkpointing,
             reference_tokens=self.reference_tokens(batch) if self.reference() == "cached" else 0,
             dropout="disable_dropout" not in self.takes or not self.argument("disable_dropout"),
         )
 
-    def reference_tokens(self, batch: rows.Batch) -> int:
+    def reference_tokens(self, batch: Batch) -> int:
         """Tokens of one batch of the reference pass; DeepSpeed and FSDP take TRL's own pass."""
         if not self.cfg.fastpath.enabled or self.sharding != "none":
             return batch.tokens
         mean = self.known.prompt + self.known.answers.sum(axis=1)
         return min(max(self.cfg.fastpath.reference_batch_tokens, batch.columns), int(mean.mean() * self.known.count))
 
-    def memory(self) -> tuple[memory.Memory, rows.Batch]:
+    def memory(self) -> tuple[Memory, Batch]:
         """The fullest moment, and the largest batch, at which it comes."""
-        batch = rows.largest(self.known, self.rows_at_once(), **self.how())
+        batch = largest(self.known, self.rows_at_once(), **self.how())
         setting = self.setting(batch)
-        run = memory.Run(
+        run = Run(
             size=self.size,
-            weights=sizes.weight_bytes(self.size, self.cfg.model.dtype, self.cfg.lora, self.bare()),
+            weights=weight_bytes(self.size, self.cfg.model.dtype, self.cfg.lora, self.bare()),
             dtype=self.cfg.model.dtype,
             autocast=setting.autocast,
             optim=str(self.argument("optim")),
@@ -149,8 +155,8 @@ class Planner:
             accumulation=global_batch.accumulation(self.cfg, self.world_size),
             reference=self.reference(),
             reference_tokens=setting.reference_tokens,
-            quantized=sizes.bits(self.cfg.lora) > 0,
-            kbit_prepared=self.bare() and sizes.bits(self.cfg.lora) > 0,
+            quantized=bits(self.cfg.lora) > 0,
+            kbit_prepared=self.bare() and bits(self.cfg.lora) > 0,
             full_logits=self.bare() and not self.packed,
             everywhere=self.everywhere(),
             packed=self.packed,
@@ -159,14 +165,14 @@ class Planner:
             sharding=self.sharding,
             world_size=self.world_size,
         )
-        self.feet = sizes.footprint(self.config, setting)
-        return memory.estimate(run, self.feet, batch, self.text.hidden_size), batch
+        self.feet = footprint(self.config, setting)
+        return estimate(run, self.feet, batch, self.text.hidden_size), batch
 
     def rows_at_once(self) -> int:
         """Rows of the batch of the longest rows."""
         if not (budget := self.cfg.fastpath.tokens_per_batch):
             return self.batch_size
-        longest = rows.largest(self.known, 1, **self.how())
+        longest = largest(self.known, 1, **self.how())
         return max(1, budget // longest.tokens)
 
     def steps(self) -> tuple[int, int]:
@@ -180,9 +186,9 @@ class Planner:
         """Forwards of all devices over all rows once."""
         return math.ceil(self.known.count / (self.batch_size * self.world_size)) * self.world_size
 
-    def work(self) -> work.Work:
+    def work(self) -> Work:
         """Steps, tokens and operations of the whole run."""
-        batches = rows.typical(self.known, self.batch_size, self.cfg.fastpath.enabled, **self.how())
+        batches = typical(self.known, self.batch_size, self.cfg.fastpath.enabled, **self.how())
         mean = work.mean(self.size, self.feet, batches)
         steps, a_step = self.steps()
         forwards = steps * a_step
@@ -190,7 +196,7 @@ class Planner:
         flop = mean.training * forwards
         if self.cfg.loss.view == "unpaired":  # KTO's mismatched answers: a forward of the policy, one of the reference
             flop, passes = flop + mean.forward * forwards, passes * 2
-        return work.Work(
+        return Work(
             steps=steps,
             rows=self.known.count,
             tokens=round(mean.tokens * forwards),

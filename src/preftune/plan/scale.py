@@ -6,12 +6,13 @@ from importlib import resources
 
 from omegaconf import DictConfig, OmegaConf
 
-from preftune.checks.own import base
-from preftune.global_batch import GlobalBatchError
-from preftune.plan import rows, sizes
-from preftune.plan.advice import changed, choice
+from preftune.config.schema import base
+from preftune.plan.plan import changed, choice
 from preftune.plan.planner import Plan, Planner, limit
+from preftune.plan.rows import assumed
+from preftune.plan.sizes import configuration
 from preftune.plan.text import count, duration
+from preftune.trainers.global_batch import GlobalBatchError
 
 MODELS = ("mistral7b", "llama2_13b", "llama3_70b")
 DEVICES = (1, 8, 64)
@@ -33,8 +34,8 @@ def section(name: str, own: DictConfig) -> DictConfig:
 
 def planned(cfg: DictConfig, world_size: int = 1, sharding: str = "none") -> Plan:
     """The plan of a configuration with the rows of `data.assumed`."""
-    config, source = sizes.configuration(cfg.model)
-    known = rows.assumed(cfg.data, cfg.loss.view, limit(cfg))
+    config, source = configuration(cfg.model)
+    known = assumed(cfg.data, cfg.loss.view, limit(cfg))
     return Planner(cfg, config, source, known, world_size, sharding).plan()
 
 

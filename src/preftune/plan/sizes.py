@@ -9,9 +9,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, Conv1D, PreTrainedConfig
 
-from preftune import hub, models
-from preftune.errors import UserError
+from preftune.config.errors import UserError
+from preftune.models import hub
+from preftune.models.load import location
 from preftune.plan import measure
+from preftune.plan.measure import Footprint, Setting, meta_model
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 NF4 = 0.5 + 4 / 64  # a scale in float32 for each 64 weights
@@ -42,7 +44,7 @@ def configuration(model: DictConfig) -> tuple[PreTrainedConfig, str]:
 
     No weights are loaded. Raises PlanError where neither gives one.
     """
-    path = models.location(model)
+    path = location(model)
     local = Path(path).exists()
     options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     try:
@@ -95,16 +97,16 @@ def sizes(config: PreTrainedConfig, adapter: tuple | None) -> Sizes:
     return kept(config, _sizes, adapter)
 
 
-def footprint(config: PreTrainedConfig, setting: measure.Setting) -> measure.Footprint:
+def footprint(config: PreTrainedConfig, setting: Setting) -> Footprint:
     """`measure.footprint`, kept for the next question of the same kind."""
     return kept(config, measure.footprint, setting)
 
 
 def _sizes(config: PreTrainedConfig, adapter: tuple | None) -> Sizes:
-    model = measure.meta_model(config, "float32")
+    model = meta_model(config, "float32")
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     linear = (module for module in model.modules() if isinstance(module, (torch.nn.Linear, Conv1D)))
-    learned = measure.meta_model(config, "float32", adapter=adapter).parameters() if adapter else ()
+    learned = meta_model(config, "float32", adapter=adapter).parameters() if adapter else ()
     return Sizes(
         parameters=sum(p.numel() for p in model.parameters()),
         matrices=sum(module.weight.numel() for module in linear if module is not head),

@@ -20,9 +20,11 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from preftune.report import held_out, record, verdict
-from preftune.report.accuracy import interval
-from preftune.report.record import Record, ReportError, finite
+from preftune.evaluate.intervals import interval
+from preftune.report import held_out, record
+from preftune.report.held_out import evenly_by_length, last_look
+from preftune.report.record import Record, ReportError, finite, runs_in
+from preftune.report.verdict import BAD, GOOD, verdict
 
 KL, LOG_RATIO = "kl/per_token", "mean |log-ratio| per token"
 FLOOR = {KL: 5e-5, LOG_RATIO: 0.01}  # nats a token: less is no movement (KL grows as the log-ratio's square over 2)
@@ -83,7 +85,7 @@ class Comparison:
 
 def compare(folders: list[Path]) -> Comparison:
     """The comparison of run directories, or of folders of runs (a sweep). Raises ReportError naming a malformed one."""
-    records = [record.read(run) for folder in folders for run in record.runs_in(Path(folder))]
+    records = [record.read(run) for folder in folders for run in runs_in(Path(folder))]
     if len(records) < 2:
         raise ReportError(f"{', '.join(map(str, folders))}: one run; name two or more to compare")
     finished, notes = [], []
@@ -91,7 +93,7 @@ def compare(folders: list[Path]) -> Comparison:
         if len(each.last_stage.summary.get("looks") or []) > 1:
             finished.append(each)
         else:
-            why = "it held no pairs out" if each.last_stage.summary else verdict.verdict(each).headline
+            why = "it held no pairs out" if each.last_stage.summary else verdict(each).headline
             notes.append(f"{each.path} is left out: {why}.")
     if not finished:
         raise ReportError("No run to compare:\n  " + "\n  ".join(notes))
@@ -166,7 +168,7 @@ def nearest_to(distance: float, points: list[Point]) -> Point:
 
 def _entry(run: Record, name: str, measure: str) -> Entry:
     stage = run.last_stage
-    look, loss = held_out.last_look(stage), stage.config.get("loss") or {}
+    look, loss = last_look(stage), stage.config.get("loss") or {}
     controlled = finite(look.get("length_controlled_accuracy"))
     return Entry(
         record=stage,
@@ -176,9 +178,9 @@ def _entry(run: Record, name: str, measure: str) -> Entry:
         learning_rate=finite((stage.config.get("train") or {}).get("learning_rate")),
         points=_points(stage, look, measure),
         pairs=held_out.pairs(look),
-        length_controlled=held_out.evenly_by_length(look) if controlled is None else controlled,
+        length_controlled=evenly_by_length(look) if controlled is None else controlled,
         words=_words(stage.summary.get("samples") or []),
-        healthy={verdict.GOOD: True, verdict.BAD: False}.get(verdict.verdict(run).tone),
+        healthy={GOOD: True, BAD: False}.get(verdict(run).tone),
     )
 
 
@@ -199,7 +201,7 @@ def _distances(stage: Record, measure: str) -> dict[int, float]:
     if measure == KL:
         far = stage.series(KL, held_out=True) | {last: finite(kept.get(f"eval_{KL}"))}
         return {step: value for step, value in far.items() if finite(value) is not None}
-    first, look = stage.summary["looks"][0], held_out.last_look(stage)
+    first, look = stage.summary["looks"][0], last_look(stage)
     sides = []
     for side in SIDES:
         ratios = stage.series(f"logratios/{side}_per_token", held_out=True)

@@ -1,11 +1,14 @@
 """The page of a comparison: the ranking, losses × β, and the curves of the runs over each other."""
 
 from html import escape
+from pathlib import Path
 
-from preftune.report import curves, ranking
-from preftune.report.accuracy import percent
+from preftune.evaluate.intervals import percent
+from preftune.report import ranking
 from preftune.report.comparison import KL, Comparison, Entry
+from preftune.report.curves import Curve, Plot, figure, legend_of
 from preftune.report.page import document
+from preftune.report.ranking import headline
 from preftune.report.sections import short
 
 HEAD = ("", "run", "loss", "β", "lr", "step", "accuracy (95%)", "margin")
@@ -29,7 +32,7 @@ def html(found: Comparison) -> str:
     return document(
         "Comparison of runs",
         f"""<header><p class="kicker">preftune · comparison of {len(found.entries)} runs</p><h1>{escape(first)}</h1>
-<p class="verdict {"good" if found.common is not None else "unsure"}">{escape(ranking.headline(found))}</p></header>
+<p class="verdict {"good" if found.common is not None else "unsure"}">{escape(headline(found))}</p></header>
 <section><h2>Ranking</h2><p class="shape">{escape(how(found))}</p>{table(found)}{below}</section>
 {losses_by_beta(found)}
 {plots(found)}""",
@@ -95,29 +98,29 @@ def plots(found: Comparison) -> str:
     """Curves of all runs over each other, with one legend for all plots."""
     looks = {each.name: (COLOURS[i % len(COLOURS)], i >= len(COLOURS)) for i, each in enumerate(found.entries)}
     drawn = [
-        curves.Plot("Held-out accuracy", over(found, looks, "step", "accuracy"), limits=(0.0, 1.0)),
-        curves.Plot(
+        Plot("Held-out accuracy", over(found, looks, "step", "accuracy"), limits=(0.0, 1.0)),
+        Plot(
             f"Held-out accuracy by {ranking.distance(found)}",
             over(found, looks, "distance", "accuracy"),
             limits=(0.0, 1.0),
             x_label=f"{ranking.distance(found)}, nats a token",
         ),
-        curves.Plot("Held-out margin", over(found, looks, "step", "margin")),
-        curves.Plot(f"{ranking.distance(found)} to the reference, held-out", over(found, looks, "step", "distance")),
+        Plot("Held-out margin", over(found, looks, "step", "margin")),
+        Plot(f"{ranking.distance(found)} to the reference, held-out", over(found, looks, "step", "distance")),
     ]
     for metric, title in TRAINED.items():
         lines = [
-            curves.Curve(each.name, values, *looks[each.name])
+            Curve(each.name, values, *looks[each.name])
             for each in found.entries
             if (values := each.record.series(metric))
         ]
-        drawn.append(curves.Plot(title, lines, limits=(0.0, 1.0) if metric.endswith("accuracies") else None))
-    figures = "".join(curves.figure(plot, legend=False) for plot in drawn if plot.curves)
-    key = curves.legend_of([curves.Curve(name, {}, *look) for name, look in looks.items()])
+        drawn.append(Plot(title, lines, limits=(0.0, 1.0) if metric.endswith("accuracies") else None))
+    figures = "".join(figure(plot, legend=False) for plot in drawn if plot.curves)
+    key = legend_of([Curve(name, {}, *look) for name, look in looks.items()])
     return f'<section><h2>Curves</h2>{key}<div class="charts">{figures}</div></section>'
 
 
-def over(found: Comparison, looks: dict, x: str, y: str) -> list[curves.Curve]:
+def over(found: Comparison, looks: dict, x: str, y: str) -> list[Curve]:
     """A curve a run through its held-out evaluations, `y` over `x` (fields of Point)."""
     lines = []
     for each in found.entries:
@@ -125,5 +128,14 @@ def over(found: Comparison, looks: dict, x: str, y: str) -> list[curves.Curve]:
         if y == "margin" and len(known) == 1 < len(each.points):
             continue  # without a reference there is one, at the end, on a scale of its own
         if known:
-            lines.append(curves.Curve(each.name, dict(known), *looks[each.name]))
+            lines.append(Curve(each.name, dict(known), *looks[each.name]))
     return lines
+
+
+def compare(runs: list[Path], output: Path) -> Path:
+    """Write the page that compares `runs` (two or more; a sweep's folder stands for its runs). Returns its path."""
+    from preftune.report import comparison, comparison_page
+    from preftune.report.record import write_text
+
+    found = comparison.compare(runs)
+    return write_text(Path(output), comparison_page.html(found))

@@ -5,21 +5,24 @@ from pathlib import Path
 
 import yaml
 
-from preftune.report import curves, panels, sections
+from preftune.report import panels
+from preftune.report.curves import Curve, Plot, figure
+from preftune.report.panels import Panel, findings_on, thresholds
 from preftune.report.record import Record
+from preftune.report.sections import by_length, cards, data, findings, gate, looks, proofs, samples, speed
 from preftune.report.verdict import Verdict, of_stage, verdict
 
-STYLES = (Path(__file__).parents[1] / "data" / "page.css", Path(__file__).with_name("page.css"))
+STYLES = (Path(__file__).with_name("data_page.css"), Path(__file__).with_name("page.css"))
 
 
 def html(record: Record) -> str:
     """The page of a run directory."""
     judged = verdict(record)
     stages = record.stages or [record]
-    body = header(record, judged) + sections.cards(record)
+    body = header(record, judged) + cards(record)
     for place, stage in enumerate(stages, start=1):
         body += stage_parts(stage, f"Stage {place}: {stage.name}" if record.stages else "")
-    body += sections.samples(record)
+    body += samples(record)
     for stage in stages:
         body += details(stage, f" of {stage.name}" if record.stages else "")
     return document(f"{record.name}: run", body)
@@ -57,14 +60,14 @@ def stage_parts(stage: Record, title: str) -> str:
             f'<h2 class="stage">{escape(title)} <small class="{judged.tone}">{escape(judged.headline)}</small></h2>'
         )
     parts = [
-        sections.findings(stage),
-        sections.gate(stage),
-        sections.looks(stage),
+        findings(stage),
+        gate(stage),
+        looks(stage),
         curves_of(stage),
-        sections.by_length(stage),
-        sections.proofs(stage),
-        sections.speed(stage),
-        sections.data(stage),
+        by_length(stage),
+        proofs(stage),
+        speed(stage),
+        data(stage),
     ]
     return opening + "".join(part for part in parts if part)
 
@@ -73,10 +76,10 @@ def curves_of(stage: Record) -> str:
     shown = panels.shown(stage)
     if not shown:
         return '<section><h3 class="part">Curves</h3><p>Nothing was logged: no step was taken.</p></section>'
-    drawn = "".join(curves.figure(plot_of(panel, shown, stage)) for panel in shown)
+    drawn = "".join(figure(plot_of(panel, shown, stage)) for panel in shown)
     held_out = any(name.startswith("eval_") for row in stage.rows for name in row)
     told = "Solid: train" + ("; dashed: held-out" if held_out else "") + ". "
-    told += "Red, dashed: thresholds of the health check. " if any(panels.thresholds(p, stage) for p in shown) else ""
+    told += "Red, dashed: thresholds of the health check. " if any(thresholds(p, stage) for p in shown) else ""
     told += "Red with a number: the finding of that number, at its step." if stage.findings else ""
     if stage.unreadable:
         told += f" {stage.unreadable} line{'s' * (stage.unreadable > 1)} of metrics.jsonl could not be read."
@@ -85,19 +88,19 @@ def curves_of(stage: Record) -> str:
     )
 
 
-def plot_of(panel: panels.Panel, shown: list[panels.Panel], stage: Record) -> curves.Plot:
+def plot_of(panel: Panel, shown: list[Panel], stage: Record) -> Plot:
     lines = []
     for held_out in (False, True):
         for metric, (label, colour) in panel.lines.items():
             if values := stage.series(metric, held_out):
                 part = "held-out" if held_out else "train"
                 told = f"{label}, {part}" if len(panel.lines) > 1 else part
-                lines.append(curves.Curve(told, values, colour, held_out))
-    return curves.Plot(
+                lines.append(Curve(told, values, colour, held_out))
+    return Plot(
         panel.title,
         lines,
-        panels.thresholds(panel, stage),
-        panels.findings_on(panel, shown, stage.findings or []),
+        thresholds(panel, stage),
+        findings_on(panel, shown, stage.findings or []),
         panel.limits,
     )
 
@@ -119,3 +122,16 @@ def details(stage: Record, of: str) -> str:
 def folded(summary: str, values: dict) -> str:
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=False)
     return f"<details><summary>{summary}</summary><pre>{escape(text)}</pre></details>"
+
+
+def write(run: Path, output: Path | None = None) -> Path:
+    """Write <run>/report.html (or `output`) from what the run directory holds, however far the run came.
+
+    A pipeline's page shows every stage. Returns the page's path. Raises ReportError where `run` is no run directory or
+    a file in it is broken.
+    """
+    from preftune.report import page, record
+    from preftune.report.record import write_text  # matplotlib takes half a second, which a recipe's start is spared
+
+    seen = record.read(Path(run))
+    return write_text(output or seen.path / "report.html", page.html(seen))

@@ -1,16 +1,17 @@
 """A run directory as it is read: each of its files may be missing, because a run may stop anywhere."""
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from preftune import runs
-from preftune.errors import UserError
+from preftune.config import files
+from preftune.config.errors import UserError
 
 
 class ReportError(UserError):
@@ -125,7 +126,7 @@ def runs_in(folder: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> Path:
     """runs.write_text for a page. Raises ReportError where the place cannot be written to."""
     try:
-        runs.write_text(path, text)
+        files.write_text(path, text)
     except OSError as error:
         raise ReportError(f"{path}: cannot be written ({error.strerror}). Name another place: --output FILE") from None
     return path
@@ -173,3 +174,32 @@ def _rows(path: Path) -> tuple[list[dict], int]:
             else:
                 unreadable += bool(line.strip())
     return rows, unreadable
+
+
+MODEL_ONLY = "train.save_only_model=true"
+
+
+def metrics(run: Path) -> list[dict]:
+    """The rows of a run's metrics.jsonl, without half a line of a run that was killed while it wrote."""
+    path, rows = run / "metrics.jsonl", []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def way_on(cfg: DictConfig) -> str:
+    """How a run that has ended early goes on: from its last checkpoint, if it has come so far and holds all of it."""
+    if not begun(Path(cfg.output_dir)):
+        return "Then give the same command again"
+    if cfg.train.get("save_only_model"):
+        return f"Its checkpoints hold the model alone ({MODEL_ONLY}); start again with output_dir=ANOTHER"
+    return "Go on with the same command and resume=true"
+
+
+def begun(run: Path) -> bool:
+    """Whether there is anything to lose: a run, or a stage of one, that got as far as its manifest.
+
+    What failed before that (no model, bad data) left its config alone, and may be started again in its place.
+    """
+    return any(run.glob("manifest.json")) or any(run.glob("*/manifest.json"))

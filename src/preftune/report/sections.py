@@ -2,8 +2,8 @@
 
 from html import escape
 
-from preftune.report import held_out
-from preftune.report.accuracy import interval, percent
+from preftune.evaluate.intervals import interval, percent
+from preftune.report.held_out import accuracy, accuracy_name, last_look
 from preftune.report.record import Record, finite
 from preftune.report.terminal import ROWS
 
@@ -14,10 +14,10 @@ def section(title: str, body: str) -> str:
 
 def cards(record: Record) -> str:
     """The main numbers, large."""
-    look = held_out.last_look(record) or held_out.last_look(record.last_stage)
+    look = last_look(record) or last_look(record.last_stage)
     speed = record.last_stage.speed()
     facts = [
-        ("held-out accuracy", percent(held_out.accuracy(look)) if held_out.accuracy(look) is not None else None),
+        ("held-out accuracy", percent(accuracy(look)) if accuracy(look) is not None else None),
         ("held-out margin", short(look.get("reward_margin"))),
         ("KL to the reference", short(look.get("kl"))),
         ("perplexity of chosen", short(look.get("perplexity"))),
@@ -124,8 +124,8 @@ def looks(record: Record) -> str:
 
 def by_length(record: Record) -> str:
     """Held-out accuracy in buckets of length, each with its 95% interval."""
-    look = held_out.last_look(record)
-    buckets, name = look.get("by_length") or [], held_out.accuracy_name(look)
+    look = last_look(record)
+    buckets, name = look.get("by_length") or [], accuracy_name(look)
     rows = ""
     for bucket in buckets:
         share, pairs = finite(bucket.get(name)), int(bucket["pairs"])

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 
 from omegaconf import OmegaConf
 
-from preftune import runs
+from preftune.evaluate.intervals import interval, percent
 from preftune.report import held_out
-from preftune.report.accuracy import interval, percent
-from preftune.report.record import Record, finite
+from preftune.report.held_out import last_look, pairs
+from preftune.report.record import Record, finite, way_on
 
 GOOD, UNSURE, BAD = "good", "unsure", "bad"
 
@@ -99,7 +99,7 @@ def remedies(findings: list[dict]) -> list[str]:
 
 def resume(record: Record) -> str:
     cfg = OmegaConf.create({"train": record.config.get("train") or {}, "output_dir": str(record.path)})
-    return f"Where it no longer runs: {runs.way_on(cfg)} (output_dir={record.path})."
+    return f"Where it no longer runs: {way_on(cfg)} (output_dir={record.path})."
 
 
 def results(record: Record) -> list[str]:
@@ -111,7 +111,7 @@ def results(record: Record) -> list[str]:
     told = []
     if (accuracy := held_out.accuracy(last)) is not None:
         margin = finite(last.get("reward_margin"))
-        told.append(f"Held-out accuracy {percent(accuracy, held_out.pairs(last))}")
+        told.append(f"Held-out accuracy {percent(accuracy, pairs(last))}")
         told[-1] += f", margin {margin:.3g}." if margin is not None else "."
     for key, name, form in (
         ("logp_accuracy", "Accuracy by log-prob per token", ".1%"),
@@ -130,9 +130,9 @@ def of_data(record: Record) -> list[str]:
 
 def at_chance(record: Record) -> bool:
     """Whether a coin may have done as well on the held-out pairs: 50% within the 95% interval, or above it."""
-    look = held_out.last_look(record)
+    look = last_look(record)
     accuracy = held_out.accuracy(look)
-    around = interval(accuracy, held_out.pairs(look))
+    around = interval(accuracy, pairs(look))
     return accuracy is not None and (around[0] if around else accuracy) <= 0.5
 
 

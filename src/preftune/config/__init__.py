@@ -1,0 +1,1 @@
+"""What a command line may say: names, types, combinations and remedies, before torch is imported."""

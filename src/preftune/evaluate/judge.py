@@ -1,0 +1,165 @@
+"""Which of two answers is better: an endpoint, a local model or a function of one's own is asked, both ways round."""
+
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from omegaconf import DictConfig, OmegaConf
+
+from preftune.config.errors import UserError
+
+Messages = list[dict[str, str]]
+# (prompt, first answer, second answer) → how sure it is that the first one is better, 0 to 1; 0.5 is a tie
+Judge = Callable[[Messages, str, str], float]
+
+INSTRUCTION = """Two assistants answered the same request. Say which answer is better: more helpful, correct, direct. \
+Neither its place nor its length makes an answer better. Reply with one letter alone: A, B, or T for a tie.
+
+[Request]
+{request}
+
+[Answer A]
+{first}
+
+[Answer B]
+{second}
+
+Better answer:"""
+VERDICTS = {"A": 1.0, "B": 0.0, "T": 0.5}
+LETTER = re.compile(r"\W*(?:better )?(?:answer\W+)?([ABT])\W*", re.IGNORECASE)
+
+
+class JudgeError(UserError):
+    """Why a judge gives no verdict, and how to go on. Never holds a key."""
+
+
+def build(settings: DictConfig) -> Judge | None:
+    """The judge that a file of conf/judge describes: the object or function under its `_target_`; None for `none`.
+
+    Raises JudgeError where what it names cannot be imported.
+    """
+    if not settings:
+        return None
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        made = instantiate(settings)
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, UserError):
+            raise cause from None
+        raise JudgeError(f"judge: {cause}") from None
+    if not callable(made):
+        raise JudgeError(f"judge: {OmegaConf.to_container(settings)['_target_']} gives no function to call")
+    return made
+
+
+def request(prompt: Messages, first: str, second: str) -> str:
+    """What a judging model is asked about two answers to a dialogue."""
+    told = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    return INSTRUCTION.format(request=told, first=first, second=second)
+
+
+def win_rate(judge: Judge, answered: list[tuple[Messages, str, str]], tokenizer) -> dict:
+    """How often the judge prefers the policy's answer in `answered`, rows of (prompt, policy's, reference's).
+
+    Each row is judged both ways round and its two verdicts are averaged, so that a judge who prefers a place gives a
+    half (Zheng et al. 2023, arXiv:2306.05685). Beside the plain rate stands the one at equal length, for judges prefer
+    long answers. Raises JudgeError where there is no verdict, or none from 0 to 1.
+    """
+    import torch
+
+    from preftune.evaluate.statistics import at_equal_length, wilson
+
+    outcomes = [
+        (verdict(judge, p, mine, theirs) + 1 - verdict(judge, p, theirs, mine)) / 2 for p, mine, theirs in answered
+    ]
+    longer = [len(tokenizer(mine)["input_ids"]) - len(tokenizer(theirs)["input_ids"]) for _, mine, theirs in answered]
+    wins = torch.tensor(outcomes, dtype=torch.float64)
+    return {
+        "win_rate": wins.mean().item(),
+        "win_rate_ci": wilson(wins.sum().item(), len(wins)),
+        "length_controlled_win_rate": at_equal_length(wins, torch.tensor(longer)),
+        "judged": len(wins),
+    }
+
+
+def verdict(judge: Judge, prompt: Messages, first: str, second: str) -> float:
+    """One verdict, checked; equal answers are a tie and need no judge."""
+    if first == second:
+        return 0.5
+    found = judge(prompt, first, second)
+    if not isinstance(found, (int, float)) or not 0 <= found <= 1:
+        raise JudgeError(f"the judge gave {found!r}; it must say from 0 to 1 how sure it is that the first is better")
+    return float(found)
+
+
+class Endpoint:
+    """A model behind an OpenAI-compatible endpoint (OpenAI, vLLM, llama.cpp, …); `options` go into each request.
+
+    The key is read from the environment variable `api_key_env` and goes into one header; it is in no message of ours,
+    and is not sent on when the server redirects.
+    """
+
+    def __init__(self, base_url: str, model: str, api_key_env: str, timeout: float, options: dict):
+        if urlsplit(base_url).scheme not in ("http", "https"):
+            raise JudgeError("judge.base_url must begin with http:// or https://, such as http://localhost:8000/v1")
+        self.url, self.model, self.timeout = f"{base_url.rstrip('/')}/chat/completions", model, timeout
+        self.options, self.api_key_env = dict(options), api_key_env
+        self._key = os.environ.get(api_key_env, "").strip()
+
+    def __call__(self, prompt: Messages, first: str, second: str) -> float:
+        asked = [{"role": "user", "content": request(prompt, first, second)}]
+        said = str(self._answer({"model": self.model, "messages": asked, **self.options}))
+        last = said.strip().rpartition("\n")[2]  # a model that thinks aloud ends with its verdict
+        letter = LETTER.fullmatch(last)
+        if letter is None:
+            raise JudgeError(f"judge.model={self.model} did not end with A, B or T: {self._clean(said)[-200:]!r}")
+        return VERDICTS[letter[1].upper()]
+
+    def _answer(self, body: dict) -> str:
+        asked = urllib.request.Request(self.url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        if self._key:
+            asked.add_unredirected_header("Authorization", f"Bearer {self._key}")
+        try:
+            with urllib.request.urlopen(asked, timeout=self.timeout) as reply:
+                return json.load(reply)["choices"][0]["message"]["content"]
+        except urllib.error.HTTPError as error:
+            why = f"{error.code} {self._clean(error.read(9999).decode(errors='replace'))[:300]}"
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            why = f"{type(error).__name__}: {self._clean(str(error))}"
+        raise JudgeError(f"the judge at {urlsplit(self.url).hostname} gave no answer ({why}){self._hint()}") from None
+
+    def _hint(self) -> str:
+        return "" if self._key else f". No key was sent: {self.api_key_env} is not set"
+
+    def _clean(self, text: str) -> str:
+        """A text of the server's without the key that it may echo."""
+        return text.replace(self._key, "***") if self._key else text
+
+
+class LocalModel:
+    """A chat model in this process: how much more likely it finds the letter A than B as its next token."""
+
+    def __init__(self, path: str):
+        from preftune.evaluate.subjects import find, weights
+
+        found = find(path)
+        self.model, self.tokenizer = weights(found), found.tokenizer()
+        self.letters = [self.tokenizer.encode(letter, add_special_tokens=False)[-1] for letter in "AB"]
+
+    def __call__(self, prompt: Messages, first: str, second: str) -> float:
+        import torch
+
+        from preftune.models.tokenizer import token_ids
+
+        asked = [{"role": "user", "content": request(prompt, first, second)}]
+        ids = token_ids(self.tokenizer, asked, add_generation_prompt=True)
+        with torch.no_grad():
+            logits = self.model(input_ids=torch.tensor([ids], device=self.model.device), use_cache=False).logits[0, -1]
+        return logits[self.letters].float().softmax(0)[0].item()

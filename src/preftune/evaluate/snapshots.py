@@ -1,0 +1,86 @@
+"""What a run changed: looks at the model before and after, and the summary that is made of them."""
+
+from dataclasses import dataclass
+
+from omegaconf import DictConfig
+from transformers import Trainer
+
+from preftune.data.load import Data
+from preftune.evaluate import generation, pairs
+from preftune.evaluate.pairs import PairScores, implicit_rewards
+from preftune.models import sharding
+
+
+@dataclass(frozen=True)
+class Look:
+    """A model at one moment: its scores of the held-out pairs, and its answers to the first prompts of these."""
+
+    name: str
+    scores: PairScores
+    answers: dict[str, str]
+
+
+def look(name: str, trainer: Trainer, data: Data, cfg: DictConfig) -> Look | None:
+    """The trainer's model as it is now on held-out pairs; None where the data has no pairs."""
+    if data.eval_pairs is None:
+        return None
+    tokenizer = trainer.processing_class
+    fused = getattr(trainer, "packed", False)
+    prompts = data.eval_pairs[: cfg.samples]["prompt"]
+    with sharding.whole(trainer.model):
+        scores = pairs.score(
+            trainer.model, tokenizer, data.eval_pairs, cfg.train.max_length, bool(cfg.hardware.bf16), fused
+        )
+        texts = generation.answers(trainer.model, tokenizer, prompts)
+    return Look(name, scores, {prompt[-1]["content"]: text for prompt, text in zip(prompts, texts, strict=True)})
+
+
+def summarize(trainer: Trainer, looks: list[Look | None], held_out: dict) -> dict:
+    """summary.json: perplexity at the start, accuracies, margins and log-probs at each look, samples, last metrics."""
+    summary = {
+        "loss": getattr(trainer.args, "loss_type", None) or trainer._name.lower(),
+        "reference_forwards": getattr(trainer, "reference_forwards", None),
+        "held_out": held_out,
+        "looks": [],
+        "samples": [],
+    }
+    if None in looks:
+        return summary
+    first, last = looks
+    rows = [{"name": each.name, **each.scores.summary()} for each in looks]
+    if beta := getattr(trainer.args, "beta", None):
+        rows[-1] |= implicit_rewards(last.scores, first.scores, beta)
+    return summary | {
+        "perplexity": rows[0]["perplexity"],
+        "logp_accuracy_before": rows[0]["logp_accuracy"],
+        "logp_accuracy_after": rows[1]["logp_accuracy"],
+        "accuracy_after": rows[1].get("reward_accuracy"),
+        "margin_before": 0.0 if beta else None,  # by construction: policy and reference are one model
+        "margin_after": rows[1].get("reward_margin"),
+        "looks": rows,
+        "samples": [{"prompt": p, "before": a, "after": last.answers[p]} for p, a in first.answers.items()],
+    }
+
+
+def last_evaluation(trainer: Trainer) -> dict:
+    """The held-out metrics of the trained model: those of its last step where these were just computed."""
+    for logs in trainer.state.log_history:
+        if logs["step"] == trainer.state.global_step and "eval_loss" in logs:
+            return logs
+    return trainer.evaluate()
+
+
+def combine(summaries: dict[str, dict]) -> dict:
+    """A pipeline's summary: its last training stage's own, seen from the model that the first one started with."""
+    first, last = list(summaries.values())[0], list(summaries.values())[-1]
+    if len(summaries) == 1 or not (first["looks"] and last["looks"]):  # one stage, or no held-out pairs
+        return last | {"stages": summaries}
+    start, after = first["looks"][0], first["looks"][-1]["name"]
+    looks = [start, {**last["looks"][0], "name": after}, *last["looks"][1:]]
+    answers = zip(first["samples"], last["samples"], strict=True)
+    return last | {
+        "looks": looks,
+        "logp_accuracy_before": start["logp_accuracy"],
+        "samples": [{**new, "before": old["before"]} for old, new in answers],
+        "stages": summaries,
+    }

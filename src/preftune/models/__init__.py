@@ -1,0 +1,1 @@
+"""Model, tokenizer and template: loaded, quantized, merged, sharded, identified; the embedded models."""

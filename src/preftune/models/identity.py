@@ -1,0 +1,18 @@
+"""What weights are the same: a digest of them."""
+
+import torch
+import xxhash
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A hash of all weights, names and dtypes: the identity of a model, wherever it came from."""
+    return weights_digest(model.state_dict()).hexdigest()
+
+
+def weights_digest(state: dict[str, torch.Tensor]) -> xxhash.xxh3_128:
+    """The hash so far of these tensors, bit for bit, with their names, dtypes and shapes, in the order of the names."""
+    digest = xxhash.xxh3_128()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().reshape(-1).contiguous().view(torch.uint8).cpu().numpy())
+    return digest

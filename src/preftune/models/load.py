@@ -1,0 +1,198 @@
+"""Model and tokenizer of a run: loaded, quantized and checked, with a chat template, an EOS and a padding token."""
+
+import contextlib
+import inspect
+import logging
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+from omegaconf import DictConfig, OmegaConf
+from peft import LoraConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+from preftune.config.errors import UserError
+from preftune.config.processes import main_process
+from preftune.models import embedded, hub
+from preftune.models.tokenizer import prepare
+
+
+class ModelError(UserError):
+    """What is wrong with the model that a config names, and how to go on."""
+
+
+def location(model: DictConfig) -> str:
+    """The folder or hub id that transformers loads: embedded models become the folder that they are cached in."""
+    return str(embedded.folder(model.path)) if model.path.startswith(embedded.SCHEME) else model.path
+
+
+def load_tokenizer(model: DictConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer, sure to have a chat template that renders and a padding token (tokenizer.py).
+
+    Raises ModelError where the model cannot be had, TokenizerError where its tokens or template cannot be used.
+    """
+    return prepare(_from_pretrained(AutoTokenizer.from_pretrained, model), model)
+
+
+def require_whole(model: DictConfig) -> None:
+    """Raise ModelError where model.path is an adapter instead of a whole model."""
+    if (Path(location(model)) / "adapter_config.json").exists():
+        raise ModelError(
+            f"model.path={model.path} is an adapter, not a whole model. Merge it first, so that the policy and its "
+            f"reference start from the same weights: python -m recipes.export run={model.path} output=merged, then "
+            f"model.path=merged. Or let a pipeline do so: python -m recipes.sft_dpo pipeline=from_adapter "
+            f"pipeline.adapter={model.path}"
+        )
+
+
+def load_model(model: DictConfig, lora: DictConfig, use_cpu: bool) -> PreTrainedModel:
+    """The model in `model.dtype`, or in 4 or 8 bits where `lora.quantization` says so; not yet wrapped by PEFT.
+
+    Raises ModelError where the model cannot be had, or is an adapter instead of a whole model.
+    """
+    require_whole(model)
+    options = {"dtype": getattr(torch, model.dtype), "attn_implementation": model.attn_implementation}
+    if "quantization" in lora:
+        options |= in_few_bits(OmegaConf.to_container(lora.quantization, resolve=True), use_cpu)
+    loaded = _from_pretrained(whole_model, model, **options)
+    for module in loaded.modules():
+        # On a CPU with AVX-512-BF16, bitsandbytes repacks 4-bit weights at the first forward without gradients, for
+        # good, and the layer then passes no gradient to its input, silently: adapters below it would never learn.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return loaded
+
+
+def in_few_bits(quantization: dict, use_cpu: bool) -> dict:
+    """The arguments that load a model through bitsandbytes, on the device where it will compute."""
+    device = "cpu" if use_cpu else torch.cuda.current_device()
+    return {"quantization_config": BitsAndBytesConfig(**quantization), "device_map": {"": device}}
+
+
+def whole_model(path: str, revision: str | None = None, trust_remote_code: bool = False, **options) -> PreTrainedModel:
+    """The model in the class that its checkpoint names, as TRL loads it; without a class that generates, a causal LM's.
+
+    A checkpoint in MXFP4 or FP8 is dequantized, which is said: these weights cannot be trained as they are.
+    Raises ModelError where it is quantized in another way and in bitsandbytes' as well.
+    """
+    with contextlib.redirect_stdout(sys.stderr):  # its import prints under WANDB_MODE=offline
+        from trl.trainer.utils import create_model_from_path
+
+    config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    if stored := getattr(config, "quantization_config", None):
+        method = dict(stored)["quant_method"] if isinstance(stored, dict) else stored.quant_method
+        if "quantization_config" in options:
+            raise ModelError(f"{path} is quantized already ({method}): lora=lora trains an adapter over it as it is")
+        made = AUTO_QUANTIZATION_CONFIG_MAPPING.get(str(method))
+        if made and "dequantize" in inspect.signature(made).parameters:
+            print(f"model: {path} is stored in {method}, and is trained dequantized")
+            options["quantization_config"] = made(dequantize=True)
+    options = {"device_map": None} | options | {"revision": revision, "trust_remote_code": trust_remote_code}
+    return create_model_from_path(str(path), class_of(config), **options)
+
+
+def class_of(config: PreTrainedConfig) -> type | None:
+    """The class that a checkpoint is loaded in; None: TRL finds it in the checkpoint's own code."""
+    if not config.architectures:
+        return AutoModelForCausalLM
+    named = getattr(transformers, config.architectures[0], None)
+    return named if named is None or named.can_generate() else AutoModelForCausalLM
+
+
+def require_trainable(model: PreTrainedModel, path: str, adapter: bool) -> None:
+    """Raise ModelError where the weights are quantized in a form that nothing trains, or that wants an adapter."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is None:
+        return
+    method = quantizer.quantization_config.quant_method
+    if not quantizer.is_trainable:
+        raise ModelError(
+            f"model.path={path}: transformers trains no adapter over weights in {method}. Name the checkpoint that it "
+            "was quantized from"
+        )
+    if not adapter:
+        raise ModelError(f"model.path={path}: its weights are quantized ({method}) and cannot move: lora=lora")
+
+
+def lora_config(given: dict, model: torch.nn.Module) -> LoraConfig:
+    """LoraConfig of these keywords, kept out of the towers that text never feeds where it means all layers."""
+    if given.get("target_modules") == "all-linear":
+        given = {"exclude_modules": outside_text(model)} | given
+    return LoraConfig(**given)
+
+
+def disable_dropout(model: torch.nn.Module) -> int:
+    """Switch off dropout that is a number of a module's own, which TRL's function leaves on; returns in how many.
+
+    With it the policy would differ from its reference before the first step, and by chance.
+    """
+    found = 0
+    for module in model.modules():
+        names = [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float) and value]
+        for name in names:
+            setattr(module, name, 0.0)
+        found += bool(names)
+    return found
+
+
+def outside_text(model: PreTrainedModel) -> str | None:
+    """The modules that text never feeds, as PEFT's `exclude_modules`: all but the text model; None where it is all."""
+    if model.config.get_text_config() is model.config:
+        return None
+    decoder = model.get_decoder()
+    names = [name for name, module in model.named_modules() if module is decoder]
+    return rf"(?!{re.escape(names[0])}\.).*" if names and names[0] else None
+
+
+def describe(model: PreTrainedModel) -> str:
+    """One line on what is trained: all parameters, and how many of them move."""
+    total = model.num_parameters() if hasattr(model, "num_parameters") else sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return f"{total / 1e6:,.1f}M parameters, {trained / 1e6:,.2f}M of them trained ({trained / total:.1%})"
+
+
+def _from_pretrained(load, model: DictConfig, **options):
+    """What `load` makes of model.path. Raises ModelError or HubError, in one line, where it cannot be had."""
+    path = location(model)
+    local = Path(path).is_dir()
+    if not local and (Path(path).exists() or path.startswith(("/", ".", "~")) or path.count("/") > 1):
+        raise ModelError(f"model.path={model.path}: there is no such folder (from {Path.cwd()})")
+    if not local:
+        hub.require(path, "model.path", model.revision)
+    options |= {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    try:
+        return load(path, **options)
+    except UserError:
+        raise
+    except (OSError, ValueError, ImportError) as error:
+        if not local and isinstance(error, OSError):
+            raise ModelError(hub.why(error, path, "model.path", model.revision)) from None
+        said = str(error).strip().replace("`trust_remote_code=True`", "model.trust_remote_code=true")
+        raise ModelError(f"model.path={model.path}: {next(iter(said.splitlines()), type(error).__name__)}") from error
+
+
+def quiet() -> None:
+    """One line a decision instead of a wall: the libraries speak up for errors, preftune for the rest."""
+    if not main_process():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends; errors are still shown
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|transformers|peft|trl|accelerate)\b")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    for name in ("trl", "accelerate", "peft", "httpx", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,42 @@
+"""An adapter added to the weights of its base model."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import AutoTokenizer, PreTrainedModel
+
+from preftune.models.load import in_few_bits, whole_model
+from preftune.models.tokenizer import carry
+
+
+def merge(adapter: str | Path, target: str | Path, dtype: str = "float32", quantization: dict | None = None) -> None:
+    """Add a PEFT adapter's update to its base model's weights, in `dtype`, and save the whole model with its tokenizer.
+
+    `quantization`: the keywords of BitsAndBytesConfig that the adapter was trained over, so that it is added to what it
+    has seen (`with_adapter`); without them it is added to the full-precision weights.
+    """
+    options = {"dtype": getattr(torch, dtype)}
+    if quantization:
+        options |= in_few_bits(quantization, use_cpu=not torch.cuda.is_available())
+    trained = PeftConfig.from_pretrained(str(adapter))
+    base = whole_model(trained.base_model_name_or_path, revision=trained.revision, **options)
+    merged, tokenizer = with_adapter(base, adapter), AutoTokenizer.from_pretrained(adapter)
+    carry(tokenizer, merged)
+    scratch = Path(tempfile.mkdtemp(prefix=".merge-", dir=Path(target).parent))
+    merged.save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
+    os.replace(scratch, target)
+
+
+def with_adapter(base: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
+    """`base` as a plain whole model with the adapter's update added to its weights.
+
+    A quantized base is dequantized first: merged into 4-bit weights, the sum would be rounded to 4 bits once more; and
+    the adapter makes up for what rounding did to these weights, so that over the full-precision ones it is too much.
+    """
+    if getattr(base, "is_quantized", False):
+        base = base.dequantize(base.dtype)
+    return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()

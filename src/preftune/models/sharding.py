@@ -1,0 +1,33 @@
+"""Models whose weights are sharded over processes: gathered for a while, and let go after training."""
+
+import contextlib
+
+import torch
+from accelerate.state import AcceleratorState
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+
+@contextlib.contextmanager
+def whole(model: torch.nn.Module, changed: bool = False):
+    """The model with its weights here: gathered from the other ranks under ZeRO-3, as it is otherwise.
+
+    `changed`: whether they are set meanwhile; every rank then goes on with what rank 0 has set.
+    """
+    sharded = [each for each in model.parameters() if hasattr(each, "ds_id")]
+    if not sharded:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if changed else None):
+        yield
+
+
+def forget() -> None:
+    """Let go of a DeepSpeed training's settings, so that models are loaded whole again and another training can follow.
+
+    transformers shards every model that is loaded while they are alive: rank 0, which merges and evaluates alone, would
+    wait for ranks that wait for it. And accelerate takes the settings of a second training only over an empty state.
+    """
+    unset_hf_deepspeed_config()
+    AcceleratorState._reset_state()

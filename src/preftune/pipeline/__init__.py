@@ -1,0 +1,1 @@
+"""Stages with lineage: SFT, preference training, rounds, evaluation, export."""

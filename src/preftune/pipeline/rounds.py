@@ -1,0 +1,131 @@
+"""Iterative preference training: sample answers from the current policy, score them, pair them, train, and again.
+
+Xu et al. 2023 (arXiv:2312.16682), Yuan et al. 2024 (arXiv:2401.10020), Dong et al. 2024 (arXiv:2405.07863). Each
+round is two stages with lineage: <run>/round-N-pairs (answers.jsonl, pairs.jsonl) and <run>/round-N.
+"""
+
+import json
+from pathlib import Path
+from statistics import fmean
+
+from datasets import Dataset
+from omegaconf import OmegaConf
+
+from preftune.config.files import write_json, write_text
+from preftune.config.processes import main_process
+from preftune.evaluate import generation
+from preftune.evaluate.scoring import ScoringError, scorer
+from preftune.models.load import load_model, load_tokenizer
+from preftune.pipeline import lineage
+from preftune.pipeline.lineage import Artifact, content
+from preftune.pipeline.stages import Progress, model_at_hand, model_section, needed, trained
+from preftune.trainers.build import load_data
+
+ANSWERS, PAIRS, HELD_OUT, SCORES = "answers.jsonl", "pairs.jsonl", "held_out.jsonl", "scores.json"
+
+
+def trained_in_rounds(progress: Progress, name: str) -> None:
+    """The `rounds` stage: `pipeline.rounds.number` times sampling and training, and the score of the last policy."""
+    cfg = progress.cfg
+    settings = cfg.pipeline.rounds
+    progress.model = model_at_hand(progress)
+    first, scores = progress.model, []
+    tokenizer = load_tokenizer(cfg.model)
+    data = load_data(OmegaConf.merge(cfg, {"loss": {"view": "paired"}}), tokenizer)
+    held_out = progress.run / HELD_OUT
+    write_rows(held_out, data.eval_pairs)
+    for number in range(1, settings.number + 1):
+        sampled = sample(progress, data, tokenizer, f"round-{number}-pairs", number)
+        scores.append(sampled["score"])
+        counts = f"{sampled['pairs']} pairs of {sampled['prompts']} prompts"
+        print(f"round {number}: score {sampled['score']:.4f} before, {counts}", flush=True)
+        own = {"path": str(progress.run / f"round-{number}-pairs" / PAIRS), "eval_split": str(held_out), "columns": {}}
+        own["on_bad_rows"] = "skip"  # what a model says may hold anything; the rows are listed in skipped_rows.jsonl
+        changes = {
+            "data": OmegaConf.to_container(
+                OmegaConf.merge(cfg.data, own, {"max_rows": None, "sft_path": None, "sft_fraction": 0.0}), resolve=True
+            )
+        }
+        if settings.reference == "fixed" and number > 1:
+            changes["model"] = {**model_section(progress), "reference": first.path}
+        trained(progress, f"round-{number}", **changes)
+        progress.model = model_at_hand(progress)
+    scores.append(sample(progress, data, tokenizer, "last-answers", settings.number + 1)["score"])
+    if main_process():
+        write_json(progress.run / SCORES, scores)
+    print("scores, before each round and at the end: " + ", ".join(f"{score:.4f}" for score in scores))
+
+
+def sample(progress: Progress, data, tokenizer, name: str, number: int) -> dict:
+    """Several answers of the policy at hand to each prompt, scored, and the pairs that they make; kept like any stage.
+
+    Returns {score, pairs, prompts}: `score` is the mean over all answers.
+    """
+    cfg, settings, folder = progress.cfg, progress.cfg.pipeline.rounds, progress.run / name
+    wanted = OmegaConf.to_container(settings, resolve=True)
+    made_of = {"policy": progress.model.digest, "data": data.fingerprint, "seed": cfg.train.seed + number, **wanted}
+    if not needed(folder, made_of):
+        return json.loads((folder / SCORES).read_text(encoding="utf-8"))
+    score = scorer(settings)
+    prompts = unique(data.train)[: settings.prompts]
+    model = load_model(OmegaConf.create(model_section(progress)), OmegaConf.create({}), cfg.hardware.use_cpu)
+    asked = [prompt for prompt in prompts for _ in range(settings.answers)]
+    drawn = generation.sampled(
+        model, tokenizer, asked, settings.max_new_tokens, bool(cfg.hardware.bf16), cfg.train.seed + number
+    )
+    texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for _, ids in drawn]
+    rows = []
+    for i, prompt in enumerate(prompts):
+        answers = texts[i * settings.answers : (i + 1) * settings.answers]
+        rows.append({"prompt": prompt, "answers": answers, "scores": score(prompt, answers)})
+    pairs = [pair for row in rows if (pair := best_against_worst(row, settings.length_ratio))]
+    if not pairs and number <= settings.number:
+        raise ScoringError(
+            f"{name}: no two answers to one prompt differ in score and are of similar length, so there is nothing to "
+            "learn from; raise pipeline.rounds.answers or pipeline.rounds.length_ratio"
+        )
+    found = {
+        "score": fmean(each for row in rows for each in row["scores"]),
+        "pairs": len(pairs),
+        "prompts": len(prompts),
+    }
+    if main_process():
+        folder.mkdir(exist_ok=True)
+        write_rows(folder / ANSWERS, rows)
+        write_rows(folder / PAIRS, pairs)
+        write_json(folder / SCORES, found)
+        lineage.record(folder, made_of, Artifact(str(folder), content(str(folder / PAIRS))))
+    return found
+
+
+def unique(rows: Dataset) -> list[list[dict]]:
+    """The prompts of a set, each once, in its order."""
+    return [json.loads(text) for text in dict.fromkeys(json.dumps(row["prompt"]) for row in rows)]
+
+
+def best_against_worst(row: dict, length_ratio: float) -> dict | None:
+    """The pair of answers with the largest difference in score of which neither is over `length_ratio` times as long.
+
+    So the preference cannot be one for length alone. None where there is no such pair.
+    """
+    scored = [(score, answer) for score, answer in zip(row["scores"], row["answers"], strict=True) if answer]
+    candidates = [
+        (better - worse, chosen, rejected)
+        for better, chosen in scored
+        for worse, rejected in scored
+        if better > worse and 1 / length_ratio <= len(chosen) / len(rejected) <= length_ratio
+    ]
+    if not candidates:
+        return None
+    _, chosen, rejected = max(candidates, key=lambda candidate: candidate[0])
+    return {
+        "prompt": row["prompt"],
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+    }
+
+
+def write_rows(path: Path, rows) -> None:
+    """One JSON object a line, in place at once."""
+    if main_process():
+        write_text(path, "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows))

@@ -1,0 +1,114 @@
+"""Stages from a base model to a served one, each kept while its inputs are the same, else rerun."""
+
+import time
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from preftune.config.files import write_json
+from preftune.config.processes import main_process
+from preftune.evaluate.snapshots import combine
+from preftune.models.load import quiet
+from preftune.pipeline import lineage
+from preftune.pipeline.lineage import Artifact
+from preftune.pipeline.stages import PREFERENCE, PipelineError, Progress, needed, trained, whole_model
+from preftune.report import terminal
+from preftune.runs import checkpoints, directory
+from preftune.runs.signals import Interruption
+from preftune.runs.training import chosen_files, write_report
+
+
+def run_stages(cfg: DictConfig) -> dict:
+    """Run the stages of `cfg.pipeline` under one run directory, and sum them up.
+
+    A stage that is finished and whose inputs (parent weights, data files, settings) are unchanged is kept; one whose
+    inputs changed is set aside and redone, with the reason; an unfinished one goes on from its last whole checkpoint.
+    What a stage trains and what its rewards are measured against is the result of the stage before, never silently the
+    base model. Raises what the stages raise; returns the summary that summary.json holds.
+    """
+    quiet()
+    started = time.time()
+    steps = [(name, step_of(name, cfg)) for name in cfg.pipeline.stages]
+    with directory.opened(cfg, write_report, stages=True) as run, Interruption():
+        progress = Progress(cfg, run, chosen_files(cfg), starting_model(cfg, run))
+        for number, (name, step) in enumerate(steps, 1):
+            print(f"Stage {number} of {len(steps)}: {name}", flush=True)
+            step(progress, name)
+        summary = combine(progress.summaries) | {"seconds": round(time.time() - started, 1)}
+        if main_process():
+            write_json(run / "summary.json", summary)
+    print(terminal.table(summary, run))
+    return summary
+
+
+def step_of(name: str, cfg: DictConfig) -> Callable[[Progress, str], None]:
+    """What a name in pipeline.stages stands for. Raises PipelineError where it stands for nothing."""
+    if name in STEPS:
+        return STEPS[name]
+    if name == PREFERENCE or (name in cfg and "loss" in cfg[name]):
+        return trained
+    known = ", ".join(
+        [*STEPS, PREFERENCE, *(key for key in cfg if isinstance(cfg[key], DictConfig) and "loss" in cfg[key])]
+    )
+    raise PipelineError(
+        f"pipeline.stages: there is no stage {name}; there are {known}. A section with a loss is one too"
+    )
+
+
+def starting_model(cfg: DictConfig, run: Path) -> Artifact:
+    """The model that the first stage starts from; an adapter to start from is merged into its base."""
+    if cfg.pipeline.adapter is None:
+        return lineage.artifact(cfg.model.path)
+    if not (Path(cfg.pipeline.adapter) / "adapter_config.json").exists():
+        raise PipelineError(f"pipeline.adapter={cfg.pipeline.adapter}: there is no adapter_config.json in it")
+    return whole_model(Path(cfg.pipeline.adapter), run / "start-model", cfg.model.dtype, OmegaConf.create({}))
+
+
+def evaluated(progress: Progress, name: str) -> None:
+    """Score the last training stage's result beside what it started from, into <run>/evaluation/."""
+    from preftune.evaluate import evaluation
+
+    if not list(progress.summaries.values())[-1]["looks"]:
+        print("evaluate: nothing is held out (data.eval_split, data.eval_fraction)")
+        return
+    output, asked = progress.run / "evaluation", progress.cfg.pipeline.evaluate
+    made_of = {"model": lineage.artifact(progress.result).digest, **OmegaConf.to_container(asked, resolve=True)}
+    if not needed(output, made_of) or not main_process():
+        return
+    output.mkdir(exist_ok=True)
+    own = {"models": [str(progress.result.parent)], "output": str(output / "evaluation.json")}
+    print(evaluation.run(OmegaConf.merge(defaults("evaluate"), asked, own)))
+    lineage.record(output, made_of, Artifact(str(output), checkpoints.digest(output / "evaluation.json")))
+
+
+def exported(progress: Progress, name: str) -> None:
+    """Make the last training stage's result one whole model that anything can serve, in <run>/exported/."""
+    from preftune.pipeline import export
+
+    output = progress.run / "exported"
+    wanted = OmegaConf.merge(defaults("export"), progress.cfg.pipeline.export)
+    made_of = {"model": lineage.artifact(progress.result).digest, "dtype": wanted.dtype, "base": wanted.base}
+    if not needed(output, made_of) or not main_process():
+        return
+    print(export.export(str(progress.result.parent), str(output), wanted.dtype, wanted.base))
+    lineage.record(output, made_of, lineage.artifact(output))
+
+
+def defaults(recipe: str) -> DictConfig:
+    """The keys of another recipe's file, with their defaults."""
+    loaded = OmegaConf.load(resources.files("preftune.conf") / f"{recipe}.yaml")
+    return OmegaConf.create(
+        {key: value for key, value in OmegaConf.to_container(loaded).items() if key not in ("defaults", "hydra")}
+    )
+
+
+def rounds(progress: Progress, name: str) -> None:
+    """Iterative preference training (rounds.py)."""
+    from preftune.pipeline.rounds import trained_in_rounds
+
+    trained_in_rounds(progress, name)
+
+
+STEPS: dict[str, Callable[[Progress, str], None]] = {"rounds": rounds, "evaluate": evaluated, "export": exported}

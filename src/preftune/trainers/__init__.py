@@ -1,0 +1,1 @@
+"""Config groups in, one TRL trainer out, with metrics beside TRL's."""

@@ -1,0 +1,214 @@
+"""Config groups in, one TRL trainer out."""
+
+import copy
+import traceback
+from pathlib import Path
+
+from datasets import Dataset
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+from peft import LoraConfig
+from transformers import EarlyStoppingCallback, Trainer
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from preftune.config.errors import UserError
+from preftune.config.processes import world_size
+from preftune.config.stages import RESERVED, SELECTIVE
+from preftune.data.findings import DataError
+from preftune.data.load import Data, load
+from preftune.models.load import ModelError, disable_dropout, load_model, lora_config, require_trainable
+from preftune.models.tokenizer import carry
+from preftune.trainers import engine, fits
+from preftune.trainers.engine import require_processes
+from preftune.trainers.evaluation_means import EvaluationMeans
+from preftune.trainers.global_batch import accumulation
+from preftune.trainers.metrics import PerTokenMeans, PerTokenMetrics, Throughput
+from preftune.trainers.template_tokens import TemplateTokens
+
+LIBRARIES = ("trl", "transformers", "peft", "accelerate")
+
+
+def trainer_arguments(cfg: DictConfig) -> dict:
+    """The keyword arguments of the trainer's config class: `train`, `loss` and `hardware` in one, with no key twice.
+
+    Raises ValueError where two groups give the same key.
+    """
+    merged = {}
+    for group in ("train", "loss", "hardware"):
+        given = OmegaConf.to_container(cfg[group], resolve=True)
+        given = {key: value for key, value in given.items() if key not in RESERVED[group]}
+        if twice := merged.keys() & given.keys():
+            raise ValueError(f"{', '.join(sorted(twice))}: given in {group} and in another group of trainer arguments")
+        merged |= given
+    if merged.get("gradient_checkpointing") == SELECTIVE:  # TRL knows true and false alone
+        merged["gradient_checkpointing"] = True
+    return merged | {"gradient_accumulation_steps": accumulation(cfg, world_size())}
+
+
+class SettingsError(UserError):
+    """Settings that TRL, transformers or PEFT refuse, in their own words."""
+
+
+def build(cfg: DictConfig, data: Data, tokenizer, trainer_class: type) -> Trainer:
+    """The trainer that `cfg` describes, its reference ready: `trainer_class`, made over the class of `loss.trainer`.
+
+    TRL's config class stands beside its trainer class under TRL's own rule (XTrainer, XConfig).
+    Raises ModelError and DataError where the model or the data cannot be used, SettingsError where a library refuses.
+    """
+    try:
+        return _build(cfg, data, tokenizer, trainer_class)
+    except (ValueError, ImportError) as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        library = frame.f_globals.get("__name__", "").partition(".")[0]
+        if isinstance(error, UserError) or library not in LIBRARIES:
+            raise
+        raise SettingsError(f"{library} refuses these settings: {' '.join(str(error).split())}") from error
+
+
+def _build(cfg: DictConfig, data: Data, tokenizer, trainer_class: type) -> Trainer:
+    args_class = get_class(cfg.loss.trainer.removesuffix("Trainer") + "Config")
+    arguments = trainer_arguments(cfg)
+    if data.eval is None:
+        arguments["eval_strategy"] = "no"
+    evaluated = None if arguments["eval_strategy"] == "no" else data.eval
+    if "balance_labels" in cfg.loss and cfg.loss.balance_labels and data.kto_weights:
+        arguments |= {key: arguments[key] * weight for key, weight in data.kto_weights.items()}
+        print(f"KTO weights: {', '.join(f'{key} {arguments[key]:g}' for key in data.kto_weights)}")
+    if arguments.get("precompute_ref_log_probs") is False and (moved := moves_base(cfg.lora)):
+        arguments["precompute_ref_log_probs"] = isinstance(data.train, Dataset) and cfg.model.reference is None
+        print(f"reference: lora.{moved[0]} trains base weights, so the reference is the model before its first step")
+    arguments |= early_stopping(cfg, arguments) | engine.arguments(cfg)
+    args = args_class(
+        output_dir=cfg.output_dir,
+        run_name=Path(cfg.output_dir).name,
+        report_to=cfg.tracking.report_to,
+        project=cfg.tracking.project,  # Trackio's; W&B's is given by tracking.py
+        logging_first_step=True,
+        disable_tqdm=True,  # Progress shows one bar of our own
+        **arguments,
+    )
+    require_processes(args.world_size)
+    model = load_model(cfg.model, cfg.lora, bool(cfg.hardware.use_cpu))
+    require_trainable(model, cfg.model.path, bool(cfg.lora))
+    fits.require(model, tokenizer, cfg, data)
+    if args.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        args.gradient_checkpointing = args.activation_checkpointing = False  # the second is transformers' new name
+        print(f"gradient checkpointing: off, which {type(model).__name__} does not support")
+    carry(tokenizer, model)
+    frozen = frozenset(name for name, each in model.named_parameters() if not each.requires_grad)
+    if getattr(args, "disable_dropout", False) and (count := disable_dropout(model)):
+        print(f"dropout: off in {count} modules more than TRL's disable_dropout reaches")
+    trainer = trainer_class(
+        model=model,
+        args=args,
+        processing_class=tokenizer,
+        train_dataset=data.train,
+        eval_dataset=evaluated,
+        peft_config=adapter(cfg.lora, model),
+        **own_reference(model, cfg, arguments),
+    )
+    say_left_out(trainer, data, evaluated)
+    require_a_batch(trainer)
+    engine.require(cfg, trainer.accelerator)
+    engine.release(trainer)
+    trainer.frozen_by_model = frozen
+    trainer.starts_as_reference = cfg.model.reference is None
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    if cfg.health.early_stopping:
+        trainer.add_callback(EarlyStoppingCallback(cfg.health.early_stopping))
+    return trainer
+
+
+def adapter(lora: DictConfig, model) -> LoraConfig | None:
+    """`lora` as PEFT takes it (`models.lora_config`); None for full fine-tuning."""
+    if not lora:
+        return None
+    given = OmegaConf.to_container(lora, resolve=True)
+    given.pop("quantization", None)
+    wanted, names = given.get("target_modules"), [name for name, _ in model.named_modules()]
+    for target in wanted if isinstance(wanted, list) else ():
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            print(f"lora.target_modules: no module is named {target}")
+    return lora_config(given, model)
+
+
+def say_left_out(trainer: Trainer, data: Data, evaluated) -> None:
+    """Print how many rows the trainer has left out, since their prompt alone fills train.max_length."""
+    for name, before, after in (
+        ("training", data.train, trainer.train_dataset),
+        ("held-out", evaluated, trainer.eval_dataset),
+    ):
+        if isinstance(before, Dataset) and not getattr(trainer.args, "packing", False) and len(after) < len(before):
+            print(
+                f"left out: {len(before) - len(after):,} of {len(before):,} {name} rows, whose prompt alone fills "
+                f"train.max_length={trainer.args.max_length}: no answer token is left to train on"
+            )
+
+
+def require_a_batch(trainer: Trainer) -> None:
+    """Raise DataError where train.dataloader_drop_last would drop every row; say where processes share rows."""
+    if not isinstance(trainer.train_dataset, Dataset):
+        return
+    rows, processes = len(trainer.train_dataset), trainer.accelerator.num_processes
+    batch = trainer.args.per_device_train_batch_size * processes
+    if trainer.args.dataloader_drop_last and rows < batch:
+        raise DataError(
+            f"train.dataloader_drop_last=true drops all {rows} rows, for a batch has {batch}: "
+            "train.dataloader_drop_last=false"
+        )
+    if rows < processes:
+        print(f"rows: {rows} for {processes} processes, so some rows count twice in a step")
+
+
+def early_stopping(cfg: DictConfig, arguments: dict) -> dict:
+    """The trainer arguments that keep the best checkpoint by held-out accuracy (SFT: loss); none without the option."""
+    if not cfg.health.early_stopping:
+        return {}
+    best = "loss" if cfg.loss.view == "demonstrations" else "rewards/accuracies"
+    return {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": f"eval_{best}",
+        "greater_is_better": best != "loss",
+        "save_strategy": arguments["eval_strategy"],
+        "save_steps": arguments.get("eval_steps") or arguments["save_steps"],
+    }
+
+
+def own_reference(model, cfg: DictConfig, arguments: dict) -> dict:
+    """The reference, where it is not the policy as it starts and TRL would find none or another one.
+
+    `model.reference` names another model. With an online reference it is a copy of the model in full fine-tuning (TRL
+    would load one anew by name, without our revision and merges), and beside an adapter that moves base weights.
+    Raises ModelError where the loss has no reference.
+    """
+    if cfg.model.reference is not None:
+        if "precompute_ref_log_probs" not in arguments:
+            raise ModelError(f"model.reference={cfg.model.reference}: this loss has no reference; leave it out")
+        other = OmegaConf.merge(cfg.model, {"path": cfg.model.reference, "revision": None})
+        return {"ref_model": load_model(other, cfg.lora, bool(cfg.hardware.use_cpu))}
+    if arguments.get("precompute_ref_log_probs") is not False or (cfg.lora and not moves_base(cfg.lora)):
+        return {}
+    return {"ref_model": copy.deepcopy(model)}
+
+
+def moves_base(lora: DictConfig) -> list[str]:
+    """The settings of an adapter that train weights beside it: with the adapter off the model is not the start."""
+    found = [key for key in ("modules_to_save", "trainable_token_indices") if lora.get(key)]
+    return found + (["bias"] if lora.get("bias", "none") != "none" else [])
+
+
+def with_metrics(trainer_class: type) -> type:
+    """`trainer_class` with preftune's metrics beside TRL's, by what the class computes."""
+    mixins = {
+        "_compute_loss": PerTokenMetrics,
+        "get_batch_loss_metrics": PerTokenMeans,
+        "tokenize_row": TemplateTokens,
+    }
+    added = [mixin for method, mixin in mixins.items() if hasattr(trainer_class, method)] or [EvaluationMeans]
+    return type(trainer_class.__name__, (Throughput, *added, trainer_class), {})
+
+
+def load_data(cfg: DictConfig, tokenizer) -> Data:
+    """The checked train and eval rows of `cfg` in the form that its trainer takes."""
+    return load(cfg.data, view=cfg.loss.view, tokenizer=tokenizer, max_length=cfg.train.max_length, seed=cfg.train.seed)
