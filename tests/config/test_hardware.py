@@ -104,6 +104,6 @@ def test_torch_agrees_about_the_processor():
 
 
 def test_detection_leaves_torch_out():
-    code = "import sys; from preftune import hardware; hardware.describe(); print('torch' in sys.modules)"
+    code = "import sys; from preftune.config import hardware; hardware.describe(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
     assert done.stdout.strip() == "False", done.stderr

@@ -3,19 +3,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preftune.evaluate.statistics import at_equal_length, wilson
+from preftune.evaluate.statistics import at_equal_length, interval
 
 
 def test_wilson_is_the_textbook_interval():
-    assert wilson(8, 10) == pytest.approx([0.4902, 0.9433], abs=1e-4)  # Newcombe 1998's method 3 for 8 of 10
-    assert wilson(0, 10) == pytest.approx([0.0, 0.2775], abs=1e-4)
-    assert wilson(10, 10) == pytest.approx([0.7225, 1.0], abs=1e-4)
+    assert interval(0.8, 10) == pytest.approx([0.4902, 0.9433], abs=1e-4)  # Newcombe 1998's method 3 for 8 of 10
+    assert interval(0.0, 10) == pytest.approx([0.0, 0.2775], abs=1e-4)
+    assert interval(1.0, 10) == pytest.approx([0.7225, 1.0], abs=1e-4)
 
 
 @given(st.integers(1, 200), st.data())
 def test_wilson_holds_the_share(n, data):
     k = data.draw(st.integers(0, n))
-    low, high = wilson(k, n)
+    low, high = interval(k / n, n)
     assert 0 <= low <= k / n + 1e-12 and k / n - 1e-12 <= high <= 1
 
 

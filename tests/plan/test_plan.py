@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from preftune.data.load import load
 from preftune.models.embedded import folder
-from preftune.plan import plan, scale, text
+from preftune.plan import plan, text
 from preftune.plan.command import report
 from preftune.plan.measure import Setting, footprint
 from preftune.plan.plan import choice, require_fits
@@ -204,10 +204,3 @@ def test_layers_watched_on_fake_tensors_keep_what_real_ones_keep():
 def test_a_model_whose_architecture_is_nowhere_is_one_clear_error(composed):
     with pytest.raises(PlanError, match=r"no config.json to plan from.*model.architecture"):
         plan.plan(composed("dpo", "model.path=nobody/nothing"))
-
-
-def test_a_table_has_every_model_lora_and_hardware(composed, monkeypatch):
-    few = {"model": ["tiny", "mistral7b"], "lora": ["lora", "qlora"], "hardware": ["gpu24gb", "cpu"]}
-    monkeypatch.setattr(scale, "choices", few.get)
-    lines = report(composed("plan", "table=true", "data=ultrafeedback")).splitlines()
-    assert len(lines) == 1 + 2 * 2 * 2 and "mistral7b" in lines[-1]

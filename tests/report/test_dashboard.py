@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from wandb_runs import read_offline
 from wandb_server import ENTITY, KEY, serving
 
 from preftune.report import dashboard
 from preftune.report.dashboard import IPO, KTO, ORPO, PAIRS, REFERENCE, SECTIONS, DashboardError, Table, wandb
-from preftune.runs.tracking import read_offline
 
 LOSSES = ("dpo", "ipo", "kto", "orpo")
 LOGGED_BY = {

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from preftune.data.shapes import PAIRS
 from preftune.data.token_checks import sequences, tokenized
 
-FOLDS, STEPS, RIDGE = 5, 20, 1.0
+FOLDS = 5
 BATCH = 16
 WIDTH = 512  # features of a wider model are projected to this many
 
@@ -24,25 +24,17 @@ def swap_probabilities(features: np.ndarray) -> np.ndarray:
     model alone knows what is likely, not what this data prefers. Swapped pairs stand out because the rest contradicts
     them (confident learning: Northcutt et al. 2021, arXiv:1911.00068).
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_predict
+
     x = features / (np.sqrt((features**2).mean(axis=0)) + 1e-9)
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9) * np.sqrt(min(x.shape[1], 25))
-    folds = np.arange(len(x)) % FOLDS
-    doubts = np.empty(len(x))
-    for fold in range(FOLDS):
-        mine = folds == fold
-        doubts[mine] = 1 / (1 + np.exp(x[mine] @ fitted(x[~mine])))
-    return doubts
-
-
-def fitted(x: np.ndarray) -> np.ndarray:
-    """The weights w that maximise Σ log σ(w·x) − |w|²/2, by Newton's method."""
-    weights = np.zeros(x.shape[1])
-    for _ in range(STEPS):
-        p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
-        slope = x.T @ (1 - p) - RIDGE * weights
-        curve = (x * (p * (1 - p))[:, None]).T @ x + RIDGE * np.eye(len(weights))
-        weights += np.linalg.solve(curve, slope)
-    return weights
+    turned = np.where(np.arange(len(x)) // FOLDS % 2, -1.0, 1.0)  # so that the judge sees both outcomes
+    fold = np.arange(len(x)) % FOLDS
+    folds = [(np.flatnonzero(fold != each), np.flatnonzero(fold == each)) for each in range(FOLDS)]
+    judge = LogisticRegression(fit_intercept=False)
+    margins = cross_val_predict(judge, x * turned[:, None], turned > 0, cv=folds, method="decision_function")
+    return 1 / (1 + np.exp(turned * margins))
 
 
 def log_prob_features(rows: Dataset, max_length: int | None) -> np.ndarray:

@@ -157,10 +157,10 @@ def couples_in_order(values: np.ndarray, labels: np.ndarray) -> tuple[float, flo
 
     The error is Hanley and McNeil's (1982).
     """
-    ordered, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    from sklearn.metrics import roc_auc_score
+
     good, bad = int(labels.sum()), int((~labels).sum())
-    p = (ranks[labels].sum() - good * (good + 1) / 2) / (good * bad)
+    p = roc_auc_score(labels, values)
     q1, q2 = p / (2 - p), 2 * p * p / (1 + p)
     variance = (p * (1 - p) + (good - 1) * (q1 - p * p) + (bad - 1) * (q2 - p * p)) / (good * bad)
     return float(p), float(np.sqrt(max(variance, 0)))

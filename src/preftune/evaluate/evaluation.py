@@ -21,7 +21,7 @@ from preftune.evaluate.generation import divergence, sampled
 from preftune.evaluate.judge import Judge, win_rate
 from preftune.evaluate.lm_tasks import results
 from preftune.evaluate.pairs import PairScores, implicit_rewards, log_probs, perplexity
-from preftune.evaluate.statistics import at_equal_length, wilson
+from preftune.evaluate.statistics import at_equal_length, interval
 from preftune.evaluate.subjects import Loaded, Subject, find
 from preftune.models.load import quiet
 
@@ -139,7 +139,7 @@ def preferences(policy: PairScores, reference: PairScores, beta: float) -> dict:
     return {
         "pairs": len(margins),
         "accuracy": rewards["reward_accuracy"],
-        "accuracy_ci": wilson(right.sum().item(), len(right)),
+        "accuracy_ci": list(interval(right.mean().item(), len(right))),
         "length_controlled_accuracy": at_equal_length(right, policy.chosen_tokens - policy.rejected_tokens),
         "logp_accuracy": policy.logp_accuracy(),
         "margin": rewards["reward_margin"],

@@ -8,9 +8,11 @@ import urllib.request
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from preftune.config.errors import UserError
+from preftune.evaluate.statistics import at_equal_length, interval
 
 Messages = list[dict[str, str]]
 # (prompt, first answer, second answer) → how sure it is that the first one is better, 0 to 1; 0.5 is a tie
@@ -72,19 +74,15 @@ def win_rate(judge: Judge, answered: list[tuple[Messages, str, str]], tokenizer)
     half (Zheng et al. 2023, arXiv:2306.05685). Beside the plain rate stands the one at equal length, for judges prefer
     long answers. Raises JudgeError where there is no verdict, or none from 0 to 1.
     """
-    import torch
-
-    from preftune.evaluate.statistics import at_equal_length, wilson
-
     outcomes = [
         (verdict(judge, p, mine, theirs) + 1 - verdict(judge, p, theirs, mine)) / 2 for p, mine, theirs in answered
     ]
     longer = [len(tokenizer(mine)["input_ids"]) - len(tokenizer(theirs)["input_ids"]) for _, mine, theirs in answered]
-    wins = torch.tensor(outcomes, dtype=torch.float64)
+    wins = np.array(outcomes)
     return {
-        "win_rate": wins.mean().item(),
-        "win_rate_ci": wilson(wins.sum().item(), len(wins)),
-        "length_controlled_win_rate": at_equal_length(wins, torch.tensor(longer)),
+        "win_rate": float(wins.mean()),
+        "win_rate_ci": list(interval(float(wins.mean()), len(wins))),
+        "length_controlled_win_rate": at_equal_length(wins, longer),
         "judged": len(wins),
     }
 

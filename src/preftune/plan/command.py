@@ -1,4 +1,4 @@
-"""recipes.plan: the plan of a configuration as text or JSON, of both stages of a pipeline, or of every choice."""
+"""recipes.plan: the plan of a configuration as text or JSON, or of both stages of a pipeline."""
 
 import json
 import logging
@@ -15,7 +15,6 @@ from preftune.data.load import load
 from preftune.models.load import load_tokenizer, location
 from preftune.plan.plan import plan
 from preftune.plan.planner import Plan
-from preftune.plan.scale import every_choice, sizes_and_devices
 from preftune.plan.sizes import PlanError
 from preftune.plan.text import page
 
@@ -33,10 +32,6 @@ def report(cfg: DictConfig) -> str:
     for key, words in WORDS.items():
         if cfg[key] not in words:
             raise PlanError(f"{key}={cfg[key]}: wants one of {', '.join(filter(None, words))}")
-    if cfg.table:
-        return every_choice(cfg)
-    if cfg.scale:
-        return sizes_and_devices(cfg)
     try:
         plans = {name: planned(stage) for name, stage in stages(cfg).items()}
     except UserError:

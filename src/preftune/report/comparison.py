@@ -20,7 +20,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from preftune.evaluate.intervals import interval
+from preftune.evaluate.statistics import interval
 from preftune.report import held_out, record
 from preftune.report.held_out import evenly_by_length, last_look
 from preftune.report.record import Record, ReportError, finite, runs_in

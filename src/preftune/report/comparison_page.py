@@ -3,7 +3,7 @@
 from html import escape
 from pathlib import Path
 
-from preftune.evaluate.intervals import percent
+from preftune.evaluate.statistics import percent
 from preftune.report import ranking
 from preftune.report.comparison import KL, Comparison, Entry
 from preftune.report.curves import Curve, Plot, figure, legend_of

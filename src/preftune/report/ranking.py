@@ -5,7 +5,7 @@ import json
 from rich.console import Console
 from rich.table import Table
 
-from preftune.evaluate.intervals import percent
+from preftune.evaluate.statistics import percent
 from preftune.report.comparison import KL, Comparison, Entry
 from preftune.report.sections import short
 

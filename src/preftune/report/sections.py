@@ -2,7 +2,7 @@
 
 from html import escape
 
-from preftune.evaluate.intervals import interval, percent
+from preftune.evaluate.statistics import interval, percent
 from preftune.report.held_out import accuracy, accuracy_name, last_look
 from preftune.report.record import Record, finite
 from preftune.report.terminal import ROWS

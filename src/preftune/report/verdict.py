@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import OmegaConf
 
-from preftune.evaluate.intervals import interval, percent
+from preftune.evaluate.statistics import interval, percent
 from preftune.report import held_out
 from preftune.report.held_out import last_look, pairs
 from preftune.report.record import Record, finite, way_on

@@ -2,9 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -12,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from preftune.config.errors import UserError, advice, brief
+from preftune.config.errors import advice, brief
 from preftune.config.files import write_text
 from preftune.config.hardware import wandb_mode
 from preftune.config.processes import main_process
@@ -245,23 +242,3 @@ def exit_code(error: BaseException | None) -> int:
     if isinstance(error, KeyboardInterrupt):
         return 130
     return 0 if error is None else getattr(error, "exit_code", 1)
-
-
-class ReaderError(UserError):
-    """Why an offline run cannot be read back."""
-
-
-def read_offline(folder: Path) -> list[dict]:
-    """The records of a W&B run on disk (`<run>/wandb/offline-run-…`), in order, as `wandb leet inspect` reads them.
-
-    Each has a `type` and, under that name, its content: `run` (config, tags, group), `history` (one logged row, in
-    `item`), `summary`, `alert`, `exit`. A run that was killed is read as far as it was written. Raises ReaderError.
-    """
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(Path(folder).resolve())]
-    with tempfile.TemporaryDirectory() as scratch:  # where W&B's command line keeps a log of its own
-        shown = subprocess.run(command, capture_output=True, text=True, cwd=scratch)
-    if shown.returncode:
-        raise ReaderError(
-            f"{folder} cannot be read as a W&B run; name a folder such as RUN/wandb/offline-run-…\n{shown.stderr}"
-        )
-    return [json.loads(line) for line in shown.stdout.splitlines()]
