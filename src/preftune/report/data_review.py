@@ -14,8 +14,7 @@ from preftune.data.label_noise import FOLDS, reading, swap_probabilities, write_
 from preftune.data.settings import one_of
 from preftune.data.views import KINDS
 from preftune.models.load import load_model, load_tokenizer
-from preftune.report import data_page
-from preftune.report.data_report import as_json, as_text
+from preftune.report.data_report import as_json, as_text, html
 
 PRINTED = {"text": as_text, "json": as_json}
 
@@ -37,7 +36,7 @@ def review(cfg: DictConfig) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     if cfg.suspects:
         doubt(cfg, seen, tokenizer, folder / "suspects.jsonl")
-    write_text(folder / "report.html", data_page.html(seen))
+    write_text(folder / "report.html", html(seen))
     write_text(folder / "findings.json", as_json(seen) + "\n")
     print(PRINTED[cfg.format](seen))
     print(f"page: {folder / 'report.html'}", file=sys.stderr)
