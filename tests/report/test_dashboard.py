@@ -10,7 +10,7 @@ import pytest
 from wandb_server import ENTITY, KEY, serving
 
 from preftune.report import dashboard
-from preftune.report.dashboard import DashboardError, metrics, wandb
+from preftune.report.dashboard import DashboardError, metrics, sections, wandb
 from preftune.report.panels import IPO, KTO, ORPO, PAIRS, PANELS, REFERENCE
 from preftune.runs.tracking import read_offline
 
@@ -96,8 +96,8 @@ def test_offline_the_spec_is_written_and_says_how_to_publish(typed, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "WANDB_API_KEY" in done.stdout
     written = json.loads((tmp_path / "runs/dashboard.json").read_text())
-    sections = written["spec"]["section"]["panelBankConfig"]["sections"]
-    assert [section["name"] for section in sections] == list(sections())
+    saved = written["spec"]["section"]["panelBankConfig"]["sections"]
+    assert [section["name"] for section in saved] == list(sections())
     assert written["url"] is None
 
 
@@ -120,8 +120,8 @@ def test_online_the_workspace_is_saved_and_a_second_time_brought_up_to_date(onli
     assert first.startswith(f"saved {online.url}/{ENTITY}/preftune?nw=") and first.split()[1] == second.split()[1]
     [view] = online.views.values()
     assert view["entityName"] == ENTITY and view["displayName"] == "preftune again"
-    sections = json.loads(view["spec"])["section"]["panelBankConfig"]["sections"]
-    assert [len(section["panels"]) for section in sections] == [len(parts) for parts in sections().values()]
+    saved = json.loads(view["spec"])["section"]["panelBankConfig"]["sections"]
+    assert [len(section["panels"]) for section in saved] == [len(parts) for parts in sections().values()]
     assert KEY not in Path("dashboard.json").read_text()
     assert online.unknown == []
 

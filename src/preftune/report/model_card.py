@@ -54,51 +54,17 @@ def redacted(card: str) -> str:
 
 
 def of_run(subject: Subject) -> dict:
-    """Training, data, results, lineage and versions, from the files of the run."""
-    cfg = OmegaConf.to_container(subject.cfg)
-    manifest, looks = read(subject.run / MANIFEST), read(subject.run / "summary.json").get("looks") or []
-    data = manifest.get("data", {})
-    return {
-        "settings": settings(cfg, manifest),
-        "data": {"path": data.get("path", cfg["data"]["path"]), "fingerprint": data.get("fingerprint")},
-        "looks": looks,
-        "rows": terminal.rows(looks),
-        "lineage": lineage(subject),
-        "versions": {**manifest.get("versions", {}), "commit": manifest.get("git_commit")},
-    }
-
-
-def settings(cfg: dict, manifest: dict) -> dict:
-    """What the run was trained with; None where it has no such setting."""
-    loss, train, lora = cfg["loss"], cfg["train"], cfg["lora"]
-    bits = "4-bit weights" if lora.get("quantization", {}).get("load_in_4bit") else "8-bit weights"
-    return {
-        "trainer": loss["trainer"],
-        "loss": manifest.get("choices", {}).get("loss") or loss.get("loss_type"),
-        "β": loss.get("beta"),
-        "learning rate": train["learning_rate"],
-        "steps" if train["max_steps"] > 0 else "epochs": max(train["max_steps"], train["num_train_epochs"]),
-        "longest row": f"{train['max_length']} tokens",
-        "seed": train["seed"],
-        "adapter": f"LoRA, r={lora['r']}, alpha={lora['lora_alpha']}" if lora else "none: all weights were trained",
-        "trained over": bits if "quantization" in lora else None,
-    }
-
-
-def lineage(subject: Subject) -> list[dict]:
-    """The stages behind the model, oldest first: what each started from, by path and hash of its weights."""
+    """The files of the run that trained the model, and the manifests of the stages behind it, oldest first."""
+    looks = read(subject.run / "summary.json").get("looks") or []
     pipeline = stages(subject.run.parent) if (subject.run.parent / CONFIG).exists() else []
     upto = pipeline[: pipeline.index(subject.run) + 1] if subject.run in pipeline else [subject.run]
-    return [
-        {
-            "loss": each.get("choices", {}).get("loss", "training"),
-            "created": each.get("created", "undated"),
-            "path": each.get("model", {}).get("path"),
-            "weights": each.get("model", {}).get("weights"),
-            "reference": each.get("reference"),
-        }
-        for each in (read(stage / MANIFEST) for stage in upto)
-    ]
+    return {
+        "cfg": OmegaConf.to_container(subject.cfg),
+        "manifest": read(subject.run / MANIFEST),
+        "looks": looks,
+        "rows": terminal.rows(looks),
+        "lineage": [read(stage / MANIFEST) for stage in upto],
+    }
 
 
 def read(path: Path) -> dict:

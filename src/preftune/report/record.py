@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -134,14 +134,10 @@ def read(run: Path) -> Record:
     rows, unreadable = _rows(run / "metrics.jsonl")
     return Record(
         path=run,
-        config=_yaml(run / "config.yaml"),
-        manifest=_json(run / "manifest.json", dict) or {},
-        summary=_json(run / "summary.json", dict) or {},
-        gate=_json(run / "gate.json", dict) or {},
-        status=_json(run / "status.json", dict) or {},
-        findings=_json(run / "findings.json", list),
-        data_findings=_json(run / "data_findings.json", list),
-        proofs=_json(run / "proofs.json", list) or [],
+        config=_load(run / "config.yaml", dict, lambda text: OmegaConf.to_container(OmegaConf.create(text))),
+        **{name: _load(run / f"{name}.json", dict) or {} for name in ("manifest", "summary", "gate", "status")},
+        **{name: _load(run / f"{name}.json", list) for name in ("findings", "data_findings")},
+        proofs=_load(run / "proofs.json", list) or [],
         rows=rows,
         unreadable=unreadable,
         samples=_rows(run / "samples.jsonl")[0],
@@ -168,27 +164,17 @@ def _begun(stage: Record) -> tuple[str, float]:
     return stage.manifest.get("created", "9999"), (stage.path / "config.yaml").stat().st_mtime
 
 
-def _yaml(path: Path) -> dict:
-    try:
-        value = OmegaConf.to_container(OmegaConf.load(path))
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ReportError(
-            f"{path}: no YAML ({' '.join(str(error).split())}). Restore it or leave the run out"
-        ) from None
-    if not isinstance(value, dict):
-        raise ReportError(f"{path}: no mapping of config groups. Restore it or leave the run out")
-    return value
-
-
-def _json(path: Path, kind: type) -> object:
+def _load(path: Path, kind: type, parse: Callable[[str], object] = json.loads) -> object:
+    """The value in a file, None where there is no file. Raises ReportError where it holds no value of this kind."""
     if not path.exists():
         return None
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ReportError(f"{path}: no JSON ({error}). Delete it or leave the run out") from None
+        value = parse(path.read_text(encoding="utf-8"))
+    except (ValueError, YAMLError) as error:
+        text = " ".join(str(error).split())
+        raise ReportError(f"{path}: cannot be read ({text}). Restore it or leave the run out") from None
     if not isinstance(value, kind):
-        raise ReportError(f"{path}: holds a {type(value).__name__}, not a {kind.__name__}. Delete it or leave it out")
+        raise ReportError(f"{path}: holds no {kind.__name__}. Restore it or leave the run out")
     return value
 
 
