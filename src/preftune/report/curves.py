@@ -54,7 +54,7 @@ class Plot:
             return self.limits[0] - 0.03, self.limits[1] + 0.03
         numbers = [v for curve in self.curves for v in curve.values.values() if math.isfinite(v)] or [0.0, 1.0]
         low, high = min(numbers), max(numbers)
-        span = max(high - low, 1e-3 * max(abs(low), abs(high)), 1e-12)
+        span = max(high - low, 1e-3 * max(abs(low), abs(high))) or 1.0
         near = [height for height in self.thresholds if low - span <= height <= high + span]
         low, high = min([low, *near]), max([high, *near])
         pad = 0.07 * max(high - low, span)

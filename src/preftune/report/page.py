@@ -92,12 +92,13 @@ def cards(seen: Record) -> dict[str, str | None]:
 
 def stage_values(stage: Record) -> dict:
     """What the template shows of one training run, beside the files of the run."""
-    plots = [plot_of(panel, stage) for panel in panels.shown(stage)]
+    shown = panels.shown(stage)
+    plots = [plot_of(panel, findings_on(panel, shown, stage.findings or []), stage) for panel in shown]
     return {
         "run": stage,
         "judged": of_stage(stage),
         "plots": plots,
-        "drawn_thresholds": any(word for plot in plots for word in plot.thresholds.values()),
+        "drawn_thresholds": any(words.startswith("health.") for plot in plots for words in plot.thresholds.values()),
         "perplexity": finite(stage.gate.get("perplexity") or stage.summary.get("perplexity")),
         "limit": finite(stage.gate.get("max_perplexity")),
         "on_fail": (stage.config.get("gate") or {}).get("on_fail"),
@@ -110,15 +111,14 @@ def stage_values(stage: Record) -> dict:
     }
 
 
-def plot_of(panel: Panel, stage: Record) -> Plot:
-    """A panel's curves of a run: train solid, held-out dashed, with thresholds and findings."""
+def plot_of(panel: Panel, marks: list[tuple[int, int]], stage: Record) -> Plot:
+    """A panel's curves of a run: train solid, held-out dashed, with thresholds and the marks of findings."""
     curves = []
     for held_out, part in ((False, "train"), (True, "held-out")):
         for (metric, label), colour in zip(panel.lines.items(), "abc", strict=False):
             if values := stage.series(metric, held_out):
                 name = f"{label}, {part}" if len(panel.lines) > 1 else part
                 curves.append(Curve(name, values, colour, dashed=held_out))
-    marks = findings_on(panel, panels.shown(stage), stage.findings or [])
     return Plot(panel.title, curves, thresholds(panel, stage), marks, panel.limits)
 
 
