@@ -23,13 +23,13 @@ def main():
     if form not in FORMATS:
         parser.error(f"{form}: wants {' or '.join(FORMATS)}")
     runs = [Path(each) for each in given.runs if not each.startswith("format=")]
-    from preftune.report import comparison, comparison_page
-    from preftune.report.ranking import as_json, as_text
+    from preftune.report import comparison
+    from preftune.report.comparison_report import as_json, as_text, html
     from preftune.report.record import write_text
 
     with plainly():
         found = comparison.compare(runs)
-        page = write_text(given.output, comparison_page.html(found))
+        page = write_text(given.output, html(found))
     print(as_json(found) if form == "format=json" else as_text(found))
     print(f"Page  {page}", file=sys.stderr if form == "format=json" else sys.stdout)
 

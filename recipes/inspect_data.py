@@ -13,7 +13,7 @@ from preftune.config.errors import plainly
 
 @hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="inspect_data")
 def main(cfg):
-    from preftune.report.data_review import review  # imports torch: only after the checks
+    from preftune.report.data_report import review  # imports torch: only after the checks
 
     with plainly():
         sys.exit(review(cfg))

@@ -16,13 +16,13 @@ def main():
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="a run directory (output_dir)")
     parser.add_argument("--output", type=Path, help="default: RUN/report.html, comparison.html for several")
     given = parser.parse_args()
-    from preftune.report import comparison_page, page  # matplotlib takes half a second
+    from preftune.report import comparison_report, page  # matplotlib takes half a second
 
     with plainly():
         if len(given.runs) == 1:
             print(page.write(given.runs[0], given.output))
         else:
-            print(comparison_page.compare(given.runs, given.output or Path("comparison.html")))
+            print(comparison_report.compare(given.runs, given.output or Path("comparison.html")))
 
 
 if __name__ == "__main__":

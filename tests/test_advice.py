@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from preftune.data import set_checks, token_checks
-from preftune.evaluate import snapshots
+from preftune.evaluate import pairs
 from preftune.fastpath import applies
 from preftune.health import monitor, start
 from preftune.pipeline import export
@@ -20,7 +20,7 @@ ADVISERS = {
     "token check": (token_checks, "check", "token check: not available"),
     "probe": (applies, "_why_not_model", "could not be tried"),
     "step 0": (start, "mask_faults", "step-0 check: not available"),
-    "snapshot": (snapshots, "score", "held-out pairs (start): not available"),
+    "snapshot": (pairs, "score", "held-out pairs (start): not available"),
     "monitor": (monitor, "RULES", "health: not available"),
     "samples": (samples, "length_drift", "samples: not available"),
     "report": (page, "write", "report: not written"),

@@ -114,7 +114,7 @@ def test_reading_data_leaves_torch_out(write):
     code = f"""
 import sys
 from omegaconf import OmegaConf
-from preftune.data import load
+from preftune.data.load import load
 base = OmegaConf.load({str(BASE_FILE)!r}).data
 load(OmegaConf.merge(base, {{"path": {path!r}}}), "paired", None, None, 0)
 assert "torch" not in sys.modules

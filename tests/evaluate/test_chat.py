@@ -34,6 +34,6 @@ def test_a_dialogue_goes_on_from_what_was_said(trained, settings, monkeypatch, c
     monkeypatch.setattr(
         chat, "answer", lambda m, t, dialogue, cfg: seen.append(list(dialogue)) or real(m, t, dialogue, cfg)
     )
-    chat(settings("chat", f"run={trained('dpo')}", "temperature=0.7", *SHORT))
+    chat.chat(settings("chat", f"run={trained('dpo')}", "temperature=0.7", *SHORT))
     assert [message["role"] for message in seen[1]] == ["user", "assistant", "user"]
     assert seen[1][1]["content"] in capsys.readouterr().out

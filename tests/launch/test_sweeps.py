@@ -37,7 +37,7 @@ def test_nine_jobs_compute_one_reference_and_are_skipped_once_finished(typed, pa
 
 
 def test_a_job_that_fails_does_not_lose_the_others_and_each_is_a_wandb_run_of_one_group(typed, pairs_file, tmp_path):
-    from preftune.runs.tracking import read_offline
+    from wandb_runs import read_offline
 
     command = ["recipes.dpo", "-m", "gate.on_fail=stop,warn", f"data.path={pairs_file}", *LINE, "tracking=wandb"]
     done = typed(*command, "output_dir=sweep", WANDB_MODE="offline")

@@ -11,7 +11,8 @@ from wandb_runs import read_offline
 from wandb_server import ENTITY, KEY, serving
 
 from preftune.report import dashboard
-from preftune.report.dashboard import IPO, KTO, ORPO, PAIRS, REFERENCE, SECTIONS, DashboardError, Table, wandb
+from preftune.report.dashboard import DashboardError, metrics, sections, wandb
+from preftune.report.panels import IPO, KTO, ORPO, PAIRS, PANELS, REFERENCE
 
 LOSSES = ("dpo", "ipo", "kto", "orpo")
 LOGGED_BY = {
@@ -69,13 +70,11 @@ def test_a_multirun_is_one_wandb_run_a_job(runs_of):
 
 def test_every_panel_shows_what_real_runs_log_and_says_which_losses_log_it(runs_of):
     found = {config(records)["choices"]["loss"]: logged(records) for records in runs_of[1]}
-    for section, parts in SECTIONS.items():
-        for part in parts:
-            table = isinstance(part, Table)
-            metrics = [f"tables/{part.name}"] if table else part.metrics
-            for metric in metrics:
-                losses = tuple(loss for loss in LOSSES if metric in found[loss])
-                assert losses == (LOSSES if table else LOGGED_BY[part.of]), f"{section}: {metric} of {losses}"
+    names = {f"tables/{name}": "" for name in ("findings", "samples", "data_findings")}
+    names |= {name: panel.losses for panel in PANELS for part in panel.shown for name in metrics(panel, part)}
+    for name, by in names.items():
+        losses = tuple(loss for loss in LOSSES if name in found[loss])
+        assert losses == LOGGED_BY[by], f"{name}: {losses}"
 
 
 def test_runs_are_grouped_by_keys_that_their_config_has(runs_of):
@@ -97,8 +96,8 @@ def test_offline_the_spec_is_written_and_says_how_to_publish(typed, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "WANDB_API_KEY" in done.stdout
     written = json.loads((tmp_path / "runs/dashboard.json").read_text())
-    sections = written["spec"]["section"]["panelBankConfig"]["sections"]
-    assert [section["name"] for section in sections] == list(SECTIONS)
+    saved = written["spec"]["section"]["panelBankConfig"]["sections"]
+    assert [section["name"] for section in saved] == list(sections())
     assert written["url"] is None
 
 
@@ -121,8 +120,8 @@ def test_online_the_workspace_is_saved_and_a_second_time_brought_up_to_date(onli
     assert first.startswith(f"saved {online.url}/{ENTITY}/preftune?nw=") and first.split()[1] == second.split()[1]
     [view] = online.views.values()
     assert view["entityName"] == ENTITY and view["displayName"] == "preftune again"
-    sections = json.loads(view["spec"])["section"]["panelBankConfig"]["sections"]
-    assert [len(section["panels"]) for section in sections] == [len(parts) for parts in SECTIONS.values()]
+    saved = json.loads(view["spec"])["section"]["panelBankConfig"]["sections"]
+    assert [len(section["panels"]) for section in saved] == [len(parts) for parts in sections().values()]
     assert KEY not in Path("dashboard.json").read_text()
     assert online.unknown == []
 

@@ -13,7 +13,7 @@ from preftune.models import hub
 from preftune.models.load import load_model, quiet
 from preftune.models.merge import with_adapter
 from preftune.models.tokenizer import carry, token_ids
-from preftune.report.model_card import text
+from preftune.report import model_card
 
 BASES = ("trained", "original")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -55,7 +55,7 @@ def export(run: str, output: str, dtype: str | None, base: str, push: str | None
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         with advice("model card"):
-            card = text(subject, target.name, base, difference)
+            card = model_card.text(subject, target.name, base, difference)
             (scratch / "README.md").write_text(card, encoding="utf-8")
         for path in scratch.iterdir():  # mkdtemp's folders and safetensors' files are their owner's alone
             path.chmod(0o644)

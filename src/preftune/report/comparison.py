@@ -3,11 +3,11 @@
 A policy that has moved further from its reference separates pairs better and has lost more, so accuracies are compared
 where the policies have moved equally far:
 
-1. How far a policy has moved is measured on the held-out answers, in nats a token, in one way for all runs: by
+1. How far a policy has moved is measured on the held-out answers, in nats per token, in one way for all runs: by
    `kl/per_token` (docs/losses.md) if every run logged it, else by the mean of |log-ratio per token| of chosen and
    rejected. For a loss without a reference the log-ratio is that to the model before its first step.
-2. Of every run there are its evaluations: the held-out rows of metrics.jsonl, and as the last one the summary's look at
-   the held-out pairs. Distances that count are those of evaluations of runs that moved at all (FLOOR).
+2. Of every run there are its evaluations: the held-out rows of metrics.jsonl, and as the last one the summary's
+   evaluation of the held-out pairs. Distances that count are those of evaluations of runs that moved at all (FLOOR).
 3. The common distance is that at which the run ended that ended nearest to its reference, or else the distance next to
    it, at which every such run has an evaluation within a factor (NEAR). The one nearest to it stands for the run.
 4. Where there is no such distance, nothing is matched: all are ranked by their final values, and the notes say so.
@@ -21,20 +21,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from preftune.evaluate.statistics import interval
-from preftune.report import held_out, record
-from preftune.report.held_out import evenly_by_length, last_look
-from preftune.report.record import Record, ReportError, finite, runs_in
+from preftune.report import record
+from preftune.report.record import Record, ReportError, accuracy_name, finite, pairs, runs_in
 from preftune.report.verdict import BAD, GOOD, verdict
 
 KL, LOG_RATIO = "kl/per_token", "mean |log-ratio| per token"
-FLOOR = {KL: 5e-5, LOG_RATIO: 0.01}  # nats a token: less is no movement (KL grows as the log-ratio's square over 2)
+FLOOR = {KL: 5e-5, LOG_RATIO: 0.01}  # nats per token: less is no movement (KL grows as the log-ratio's square over 2)
 NEAR = {KL: 2.25, LOG_RATIO: 1.5}  # the factor within which two distances count as equal
 SIDES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)
 class Point:
-    """A policy at a step, on the held-out pairs; `distance` in nats a token, None where it is not known."""
+    """A policy at a step, on the held-out pairs; `distance` in nats per token, None where it is not known."""
 
     step: int
     accuracy: float | None
@@ -90,7 +89,7 @@ def compare(folders: list[Path]) -> Comparison:
         raise ReportError(f"{', '.join(map(str, folders))}: one run; name two or more to compare")
     finished, notes = [], []
     for each in records:
-        if len(each.last_stage.summary.get("looks") or []) > 1:
+        if len(each.last_stage.looks) > 1:
             finished.append(each)
         else:
             why = "it held no pairs out" if each.last_stage.summary else verdict(each).headline
@@ -113,7 +112,7 @@ def rank_all(found: Comparison) -> None:
         each.at = each.final
     for each in scored:
         if each not in moved:
-            found.notes.append(f"{each.name} did not move ({each.reach:.2g} nats a token), and is not ranked.")
+            found.notes.append(f"{each.name} did not move ({each.reach:.2g} nats per token), and is not ranked.")
     if moved:
         match(found, moved)
     for each in moved:  # equals share a rank
@@ -168,7 +167,7 @@ def nearest_to(distance: float, points: list[Point]) -> Point:
 
 def _entry(run: Record, name: str, measure: str) -> Entry:
     stage = run.last_stage
-    look, loss = last_look(stage), stage.config.get("loss") or {}
+    look, loss = stage.last_look, stage.config.get("loss") or {}
     controlled = finite(look.get("length_controlled_accuracy"))
     return Entry(
         record=stage,
@@ -176,49 +175,51 @@ def _entry(run: Record, name: str, measure: str) -> Entry:
         loss=stage.choice("loss") or "-".join(map(str, _listed(loss.get("loss_type")))) or "?",
         beta=finite(loss.get("beta")),
         learning_rate=finite((stage.config.get("train") or {}).get("learning_rate")),
-        points=_points(stage, look, measure),
-        pairs=held_out.pairs(look),
+        points=_points(stage, measure),
+        pairs=pairs(look),
         length_controlled=evenly_by_length(look) if controlled is None else controlled,
         words=_words(stage.summary.get("samples") or []),
         healthy={GOOD: True, BAD: False}.get(verdict(run).tone),
     )
 
 
-def _points(stage: Record, look: dict, measure: str) -> list[Point]:
+def evenly_by_length(look: dict) -> float | None:
+    """The accuracy if all buckets of length held as many pairs: the mean of the buckets' accuracies."""
+    found = [finite(bucket.get(accuracy_name(look))) for bucket in look.get("by_length") or []]
+    shares = [share for share in found if share is not None]
+    return sum(shares) / len(shares) if shares else None
+
+
+def _points(stage: Record, measure: str) -> list[Point]:
+    look = stage.last_look
     accuracy, margin = (stage.series(f"rewards/{name}", held_out=True) for name in ("accuracies", "margins"))
     far = _distances(stage, measure)
     if not stage.series("logratios/chosen_per_token", held_out=True):
         margin = {}  # without a reference, TRL's is of log-probs, and no reward that others' could be compared with
     points = {step: Point(step, finite(accuracy[step]), finite(margin.get(step)), far.get(step)) for step in accuracy}
     last = stage.last_step
-    points[last] = Point(last, held_out.accuracy(look), finite(look.get("reward_margin")), far.get(last))
+    points[last] = Point(last, finite(look.get("reward_accuracy")), finite(look.get("reward_margin")), far.get(last))
     return [points[step] for step in sorted(points)]
 
 
 def _distances(stage: Record, measure: str) -> dict[int, float]:
-    """{step: how far the policy was from its reference}, on held-out answers, in nats a token."""
+    """{step: how far the policy was from its reference}, on held-out answers, in nats per token."""
     last, kept = stage.last_step, stage.summary.get("held_out") or {}
     if measure == KL:
         far = stage.series(KL, held_out=True) | {last: finite(kept.get(f"eval_{KL}"))}
         return {step: value for step, value in far.items() if finite(value) is not None}
-    first, look = stage.summary["looks"][0], last_look(stage)
-    sides = []
+    first, sides = stage.looks[0], []
     for side in SIDES:
         ratios = stage.series(f"logratios/{side}_per_token", held_out=True)
         start = finite(first.get(f"logps_{side}_per_token"))
         if start is not None:
             logps = stage.series(f"logps/{side}_per_token", held_out=True)
-            logps[last] = finite(look.get(f"logps_{side}_per_token"))
-            ratios = {step: value - start for step, value in logps.items() if finite(value) is not None} | {
-                step: value for step, value in ratios.items() if step != last
-            }
-        sides.append(ratios)
-    shared = [step for step in sides[0] if step in sides[1]]
-    return {
-        step: sum(abs(each[step]) for each in sides) / 2
-        for step in shared
-        if all(finite(s[step]) is not None for s in sides)
-    }
+            logps[last] = finite(stage.last_look.get(f"logps_{side}_per_token"))
+            ratios.pop(last, None)  # the end is known from the summary
+            ratios = {step: value - start for step, value in logps.items() if finite(value) is not None} | ratios
+        sides.append({step: abs(value) for step, value in ratios.items() if finite(value) is not None})
+    chosen, rejected = sides
+    return {step: (chosen[step] + rejected[step]) / 2 for step in chosen if step in rejected}
 
 
 def _has_kl(stage: Record) -> bool:
@@ -257,7 +258,7 @@ def _unlike(entries: list[Entry]) -> list[str]:
         notes.append(
             "The runs held out different rows (data.*, train.seed): their accuracies are not of the same pairs."
         )
-    starts = [finite(each.record.summary["looks"][0].get("perplexity")) for each in entries]
+    starts = [finite(each.record.looks[0].get("perplexity")) for each in entries]
     if None not in starts and max(starts) > 1.01 * min(starts):
         notes.append(
             f"The runs start from different models (perplexity {min(starts):.4g} to {max(starts):.4g}): equal KL is no "

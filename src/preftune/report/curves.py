@@ -5,31 +5,39 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from html import escape
 
 import matplotlib
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 WIDTH, HEIGHT = 380, 200  # points, which the page scales: about what a phone shows
-COLOURS = ("ink", "soft", "line", "red", "a", "b", "c", "d", "e", "f")  # variables of page.css
-STAND_IN = {name: f"#0{number:x}beef" for number, name in enumerate(COLOURS)}  # what matplotlib draws them as
+CURVES = ("a", "b", "c", "d", "e", "f")  # colours of curves; these and the others are variables of style.css
+STAND_IN = {name: f"#0{i:x}beef" for i, name in enumerate(("ink", "soft", "line", "red", *CURVES))}
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "preftune", "font.size": 11, "axes.linewidth": 0.8}
 
 
 @dataclass
 class Curve:
-    """One line of a plot: {step: value} (NaN and infinity allowed), a colour of COLOURS, dashed if held out."""
+    """One line of a plot: {step: value} (NaN and infinity allowed), a colour of CURVES, dashed if held out."""
 
     label: str
     values: dict[float, float]
     colour: str
     dashed: bool = False
 
+    @property
+    def not_finite(self) -> list[float]:
+        return [step for step, value in self.values.items() if not math.isfinite(value)]
+
 
 @dataclass
 class Plot:
-    """What is drawn: curves, {height: words} of thresholds, (number, step) of findings, limits of y."""
+    """What is drawn: curves, {height: words} of thresholds, (number, step) of findings, limits of y.
+
+    The template shows `notes`: what lies outside of the picture, or is no number.
+    """
 
     title: str
     curves: list[Curve]
@@ -37,99 +45,89 @@ class Plot:
     findings: Iterable[tuple[int, int]] = ()
     limits: tuple[float, float] | None = None
     x_label: str = "step"
+    legend: bool = True
 
-    def numbers(self) -> list[float]:
-        return [value for curve in self.curves for value in curve.values.values() if math.isfinite(value)]
+    @property
+    def y_range(self) -> tuple[float, float]:
+        """Limits of y: the data, and thresholds that are not so far off that they would flatten it."""
+        if self.limits:
+            return self.limits[0] - 0.03, self.limits[1] + 0.03
+        numbers = [v for curve in self.curves for v in curve.values.values() if math.isfinite(v)] or [0.0, 1.0]
+        low, high = min(numbers), max(numbers)
+        span = max(high - low, 1e-3 * max(abs(low), abs(high))) or 1.0
+        near = [height for height in self.thresholds if low - span <= height <= high + span]
+        low, high = min([low, *near]), max([high, *near])
+        pad = 0.07 * max(high - low, span)
+        return low - pad, high + pad
 
+    @property
+    def notes(self) -> list[str]:
+        (low, high), told = self.y_range, []
+        for height, words in self.thresholds.items():
+            if words and not low <= height <= high:
+                told.append(f"{words} ({height:,.4g}) lies {'above' if height > high else 'below'}")
+        for curve in self.curves:
+            if steps := curve.not_finite:
+                more = f" and {len(steps) - 1} more" if len(steps) > 1 else ""
+                told.append(f"{curve.label}: not a finite number at step {steps[0]}{more}")
+        return told
 
-def figure(plot: Plot, legend: bool = True) -> str:
-    """The plot as an HTML figure: title, legend, SVG, and in words what lies outside of the picture."""
-    body, far = svg(plot)
-    key = legend_of(plot.curves) if legend and len(plot.curves) > 1 else ""
-    below = f'<p class="far">{escape("; ".join(far))}</p>' if far else ""
-    return f"<figure><figcaption>{escape(plot.title)}</figcaption>{key}{body}{below}</figure>"
+    @property
+    def spoken(self) -> str:
+        """The plot for those who cannot see it."""
+        finite = {c.label: [v for v in c.values.values() if math.isfinite(v)] for c in self.curves}
+        ends = [f"{label} from {values[0]:.3g} to {values[-1]:.3g}" for label, values in finite.items() if values]
+        return f"{self.title}: {'; '.join(ends) or 'no finite value'}"
 
-
-def legend_of(curves: list[Curve]) -> str:
-    """What the colours and dashes of curves mean."""
-    keys = "".join(
-        f'<span><i class="key{" dashed" * curve.dashed}" style="--k: var(--{curve.colour})"></i>'
-        f"{escape(curve.label)}</span>"
-        for curve in curves
-    )
-    return f'<p class="legend">{keys}</p>'
-
-
-def svg(plot: Plot) -> tuple[str, list[str]]:
-    """(SVG, what lies outside of it in words)."""
-    with matplotlib.rc_context(STYLE):
-        drawing = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
-        axes = drawing.add_axes((0.145, 0.21, 0.835, 0.75))
-        axes.patch.set_visible(False)
-        drawing.patch.set_visible(False)
-        for curve in plot.curves:
-            _draw(axes, curve)
-        low, high = _limits(plot)
-        axes.set_ylim(low, high)
-        if plot.x_label == "step" and len({step for curve in plot.curves for step in curve.values}) == 1:
-            axes.set_xlim(step := next(iter(plot.curves[0].values), 1) - 1, step + 2)
-        far = _thresholds(axes, plot, low, high)
-        _findings(axes, plot)
-        far += _not_finite(axes, plot)
-        _dress(axes, plot)
-        buffer = io.StringIO()
-        drawing.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return _inline(buffer.getvalue(), plot), far
-
-
-def _draw(axes, curve: Curve) -> None:
-    steps, values = list(curve.values), [v if math.isfinite(v) else math.nan for v in curve.values.values()]
-    few = len(steps) <= 12 or curve.dashed
-    axes.plot(
-        steps,
-        values,
-        color=STAND_IN[curve.colour],
-        linewidth=1.5,
-        linestyle=(0, (3, 2)) if curve.dashed else "-",
-        marker="o" if few else None,
-        markersize=3.5 if curve.dashed else 2.5,
-    )
+    def svg(self) -> Markup:
+        """The plot as an SVG element."""
+        with matplotlib.rc_context(STYLE):
+            drawing = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
+            axes = drawing.add_axes((0.145, 0.21, 0.835, 0.75))
+            axes.patch.set_visible(False)
+            drawing.patch.set_visible(False)
+            for curve in self.curves:
+                _draw(axes, curve)
+            axes.set_ylim(*self.y_range)
+            steps = {step for curve in self.curves for step in curve.values}
+            if self.x_label == "step" and len(steps) == 1:
+                axes.set_xlim(min(steps) - 1, min(steps) + 1)
+            _thresholds(axes, self)
+            _findings(axes, self)
+            _dress(axes, self)
+            buffer = io.StringIO()
+            drawing.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        return _inline(buffer.getvalue(), self.spoken)
 
 
-def _limits(plot: Plot) -> tuple[float, float]:
-    """Of y: the data, and thresholds that are not so far off that they would flatten it."""
-    if plot.limits:
-        low, high = plot.limits
-        return low - 0.03 * (high - low), high + 0.03 * (high - low)
-    numbers = plot.numbers() or [0.0, 1.0]
-    low, high = min(numbers), max(numbers)
-    span = max(high - low, 1e-3 * max(abs(low), abs(high)), 1e-12)
-    near = [height for height in plot.thresholds if low - span <= height <= high + span]
-    low, high = min([low, *near]), max([high, *near])
-    pad = 0.07 * max(high - low, span)
-    return low - pad, high + pad
+def _draw(axes: Axes, curve: Curve) -> None:
+    """The line, with a cross at the bottom for every value that is NaN or infinite."""
+    values = [value if math.isfinite(value) else math.nan for value in curve.values.values()]
+    dots = {"marker": "o", "markersize": 3.5 if curve.dashed else 2.5} if len(values) <= 12 or curve.dashed else {}
+    dashes = (0, (3, 2)) if curve.dashed else "-"
+    axes.plot(list(curve.values), values, color=STAND_IN[curve.colour], linewidth=1.5, linestyle=dashes, **dots)
+    if steps := curve.not_finite:
+        bottom = {"transform": axes.get_xaxis_transform(), "markersize": 5}
+        axes.plot(steps, [0.03] * len(steps), "x", color=STAND_IN["red"], **bottom)
 
 
-def _thresholds(axes, plot: Plot, low: float, high: float) -> list[str]:
-    far = []
+def _thresholds(axes: Axes, plot: Plot) -> None:
+    low, high = plot.y_range
     for height, words in plot.thresholds.items():
         if not low <= height <= high:
-            far += [f"{words} ({height:,.4g}) lies {'above' if height > high else 'below'}"] if words else []
             continue
-        ours = words.startswith("health.")
+        ours, top = words.startswith("health."), height > low + 0.88 * (high - low)
         colour = STAND_IN["red" if ours else "soft"]
         axes.axhline(height, color=colour, linewidth=0.9, linestyle=(0, (5, 3)), zorder=1)
         if words:
-            top = height > low + 0.88 * (high - low)
             axes.annotate(
                 words, (0.99 if ours else 0.01, height), xycoords=("axes fraction", "data"),
                 xytext=(0, -3 if top else 3), textcoords="offset points", ha="right" if ours else "left",
                 va="top" if top else "bottom", color=colour, fontsize=9.5,
             )  # fmt: skip
-    return far
 
 
-def _findings(axes, plot: Plot) -> None:
+def _findings(axes: Axes, plot: Plot) -> None:
     """A line at the step of each finding, with its number in the table of findings; one line for all of a step."""
     at: dict[int, list[str]] = {}
     for place, step in plot.findings:
@@ -142,58 +140,31 @@ def _findings(axes, plot: Plot) -> None:
         )  # fmt: skip
 
 
-def _not_finite(axes, plot: Plot) -> list[str]:
-    """A cross at the bottom for every value that is NaN or infinite, and in words the first."""
-    told = []
-    for curve in plot.curves:
-        steps = [step for step, value in curve.values.items() if not math.isfinite(value)]
-        if steps:
-            axes.plot(
-                steps, [0.03] * len(steps), "x", color=STAND_IN["red"], transform=axes.get_xaxis_transform(),
-                markersize=5,
-            )  # fmt: skip
-            told.append(f"{curve.label}: not a finite number at step {steps[0]}")
-            told[-1] += f" and {len(steps) - 1} more" if len(steps) > 1 else ""
-    return told
-
-
-def _dress(axes, plot: Plot) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(STAND_IN["line"])
+def _dress(axes: Axes, plot: Plot) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(STAND_IN["line"])
     axes.grid(axis="y", color=STAND_IN["line"], linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(colors=STAND_IN["line"], labelcolor=STAND_IN["soft"], length=3)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=plot.x_label == "step"))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    form = "{:.0%}" if plot.limits == (0.0, 1.0) else "{:g}"
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: form.format(_round(value)).replace("-", "−", 1)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{_round(value):g}"))
+    form = "{:.0%}" if plot.limits == (0.0, 1.0) else "{:.6g}"
+    for axis, words in ((axes.xaxis, "{:.6g}"), (axes.yaxis, form)):
+        axis.set_major_formatter(FuncFormatter(lambda value, _, words=words: _tick(value, words)))
     axes.set_xlabel(plot.x_label, color=STAND_IN["soft"], labelpad=2)
 
 
-def _round(value: float) -> float:
-    return float(f"{value:.6g}") if abs(value) > 1e-12 else 0.0
+def _tick(value: float, form: str) -> str:
+    return form.format(value if abs(value) > 1e-12 else 0.0).replace("-", "−", 1)
 
 
-def _inline(text: str, plot: Plot) -> str:
-    """matplotlib's document as an element: no header, no metadata, colours as variables, a name for who cannot see."""
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
-    opening = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(_spoken(plot))}">'
+def _inline(text: str, spoken: str) -> Markup:
+    """matplotlib's document as an element: no header, no metadata, colours as variables, a spoken name."""
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
+    opening = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(spoken)}">'
     text = re.sub(r"<svg[^>]*>", lambda _: opening, text, count=1)
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # every plot would have the same ones
     text = re.sub(r"font-family: [^;]*; ", "", text)  # the page's
     for name, colour in STAND_IN.items():
         text = text.replace(colour, f"var(--{name})")
-    return text
-
-
-def _spoken(plot: Plot) -> str:
-    ends = []
-    for curve in plot.curves:
-        values = [value for value in curve.values.values() if math.isfinite(value)]
-        if values:
-            ends.append(f"{curve.label} from {values[0]:.3g} to {values[-1]:.3g}")
-    return f"{plot.title}: {'; '.join(ends) or 'no finite value'}"
+    return Markup(text)

@@ -1,127 +1,51 @@
 """The page of one run, or of a pipeline with all its stages: one HTML file that needs nothing beside it."""
 
-from html import escape
 from pathlib import Path
 
 import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from preftune.report import panels
-from preftune.report.curves import Curve, Plot, figure
+from preftune.evaluate.statistics import interval, percent
+from preftune.report import panels, record, terminal
+from preftune.report.curves import Curve, Plot
 from preftune.report.panels import Panel, findings_on, thresholds
-from preftune.report.record import Record
-from preftune.report.sections import by_length, cards, data, findings, gate, looks, proofs, samples, speed
-from preftune.report.verdict import Verdict, of_stage, verdict
+from preftune.report.record import Record, accuracy_name, finite, short
+from preftune.report.verdict import of_stage, verdict
 
-STYLES = (Path(__file__).with_name("data_page.css"), Path(__file__).with_name("page.css"))
-
-
-def html(record: Record) -> str:
-    """The page of a run directory."""
-    judged = verdict(record)
-    stages = record.stages or [record]
-    body = header(record, judged) + cards(record)
-    for place, stage in enumerate(stages, start=1):
-        body += stage_parts(stage, f"Stage {place}: {stage.name}" if record.stages else "")
-    body += samples(record)
-    for stage in stages:
-        body += details(stage, f" of {stage.name}" if record.stages else "")
-    return document(f"{record.name}: run", body)
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).with_name("templates")),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
 
 
-def document(title: str, body: str) -> str:
-    """A whole HTML document around the body of a page; `title` is text, `body` is markup."""
-    style = "".join(path.read_text(encoding="utf-8") for path in STYLES)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title><style>{style}</style></head>
-<body><main>
-{body}
-</main></body></html>
-"""
+def shown(value: object) -> str:
+    """A number with four digits, else the value as text, – for none."""
+    return short(value) or str("–" if value is None else value)
 
 
-def header(record: Record, judged: Verdict) -> str:
-    made = " · ".join(str(part) for group in ("model", "data", "loss") if (part := record.last_stage.choice(group)))
-    when = record.last_stage.manifest.get("created", "")
-    kicker = " · ".join(part for part in ("preftune · run", made, when) if part)
-    why = "".join(f"<li>{escape(reason)}</li>" for reason in judged.why)
-    onward = "".join(f"<li>{escape(step)}</li>" for step in judged.next)
-    return f"""<header><p class="kicker">{escape(kicker)}</p><h1>{escape(record.name)}</h1>
-<p class="verdict {judged.tone}">{escape(judged.headline)}</p>
-<div class="words"><div><h2>Why</h2><ul>{why}</ul></div><div><h2>What next</h2><ul>{onward}</ul></div></div></header>"""
+def clock(seconds: object) -> str | None:
+    """Seconds as 3 min 20 s."""
+    if (seconds := finite(seconds)) is None:
+        return None
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return " ".join(f"{n} {unit}" for n, unit in ((hours, "h"), (minutes, "min"), (rest, "s")) if n) or "0 s"
 
 
-def stage_parts(stage: Record, title: str) -> str:
-    """Everything about one training run between the verdict and the samples."""
-    opening = ""
-    if title:
-        judged = of_stage(stage)
-        opening = (
-            f'<h2 class="stage">{escape(title)} <small class="{judged.tone}">{escape(judged.headline)}</small></h2>'
-        )
-    parts = [
-        findings(stage),
-        gate(stage),
-        looks(stage),
-        curves_of(stage),
-        by_length(stage),
-        proofs(stage),
-        speed(stage),
-        data(stage),
-    ]
-    return opening + "".join(part for part in parts if part)
+def as_yaml(values: dict) -> str:
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=False)
 
 
-def curves_of(stage: Record) -> str:
-    shown = panels.shown(stage)
-    if not shown:
-        return '<section><h3 class="part">Curves</h3><p>Nothing was logged: no step was taken.</p></section>'
-    drawn = "".join(figure(plot_of(panel, shown, stage)) for panel in shown)
-    held_out = any(name.startswith("eval_") for row in stage.rows for name in row)
-    told = "Solid: train" + ("; dashed: held-out" if held_out else "") + ". "
-    told += "Red, dashed: thresholds of the health check. " if any(thresholds(p, stage) for p in shown) else ""
-    told += "Red with a number: the finding of that number, at its step." if stage.findings else ""
-    if stage.unreadable:
-        told += f" {stage.unreadable} line{'s' * (stage.unreadable > 1)} of metrics.jsonl could not be read."
-    return (
-        f'<section><h3 class="part">Curves</h3><p class="shape">{told}</p><div class="charts">{drawn}</div></section>'
-    )
+TEMPLATES.filters |= {"shown": shown, "percent": percent, "yaml": as_yaml}
 
 
-def plot_of(panel: Panel, shown: list[Panel], stage: Record) -> Plot:
-    lines = []
-    for held_out in (False, True):
-        for metric, (label, colour) in panel.lines.items():
-            if values := stage.series(metric, held_out):
-                part = "held-out" if held_out else "train"
-                told = f"{label}, {part}" if len(panel.lines) > 1 else part
-                lines.append(Curve(told, values, colour, held_out))
-    return Plot(
-        panel.title,
-        lines,
-        thresholds(panel, stage),
-        findings_on(panel, shown, stage.findings or []),
-        panel.limits,
-    )
-
-
-def details(stage: Record, of: str) -> str:
-    """Config by group, and the manifest, folded."""
-    body = ""
-    plain = {key: value for key, value in stage.config.items() if not isinstance(value, dict)}
-    groups = {key: value for key, value in stage.config.items() if isinstance(value, dict)}
-    for group, values in [*groups.items(), *([("beside the groups", plain)] if plain else [])]:
-        choice = f" <small>{escape(name)}</small>" if (name := stage.choice(group)) else ""
-        body += folded(f"{escape(group)}{choice}", values)
-    body = f"<section><h2>Config{escape(of)}</h2>{body}</section>"
-    if stage.manifest:
-        body += f"<section><h2>Manifest{escape(of)}</h2>{folded('manifest.json', stage.manifest)}</section>"
-    return body
-
-
-def folded(summary: str, values: dict) -> str:
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=False)
-    return f"<details><summary>{summary}</summary><pre>{escape(text)}</pre></details>"
+def render(template: str, **values: object) -> str:
+    """A page from its template; `values` are plain Python values, which the template escapes."""
+    return TEMPLATES.get_template(template).render(values)
 
 
 def write(run: Path, output: Path | None = None) -> Path:
@@ -130,8 +54,109 @@ def write(run: Path, output: Path | None = None) -> Path:
     A pipeline's page shows every stage. Returns the page's path. Raises ReportError where `run` is no run directory or
     a file in it is broken.
     """
-    from preftune.report import page, record
-    from preftune.report.record import write_text  # matplotlib takes half a second, which a recipe's start is spared
-
     seen = record.read(Path(run))
-    return write_text(output or seen.path / "report.html", page.html(seen))
+    return record.write_text(output or seen.path / "report.html", html(seen))
+
+
+def html(seen: Record) -> str:
+    """The page of a run directory."""
+    last = seen.last_stage
+    made = [str(part) for group in ("model", "data", "loss") if (part := last.choice(group))]
+    return render(
+        "run.html.jinja",
+        title=seen.name,
+        kicker=["run", " · ".join(made), last.manifest.get("created")],
+        judged=verdict(seen),
+        cards=cards(seen),
+        stages=[stage_values(stage) for stage in seen.stages or [seen]],
+        pipeline=bool(seen.stages),
+        samples=seen.summary.get("samples") or last.summary.get("samples") or [],
+        answers=last.samples,
+    )
+
+
+def cards(seen: Record) -> dict[str, str | None]:
+    """The main numbers, large."""
+    last, look = seen.last_stage, seen.last_look or seen.last_stage.last_look
+    accuracy = finite(look.get("reward_accuracy"))
+    return {
+        "held-out accuracy": None if accuracy is None else percent(accuracy),
+        "held-out margin": short(look.get("reward_margin")),
+        "KL per token": short((last.summary.get("held_out") or {}).get("eval_kl/per_token")),
+        "perplexity of chosen": short(look.get("perplexity")),
+        "steps": f"{last.last_step:,}",
+        "time": clock(seen.summary.get("seconds") or last.summary.get("seconds")),
+        "tokens per second": short(last.speed().get("tokens_per_second")),
+    }
+
+
+def stage_values(stage: Record) -> dict:
+    """What the template shows of one training run, beside the files of the run."""
+    shown = panels.shown(stage)
+    plots = [plot_of(panel, findings_on(panel, shown, stage.findings or []), stage) for panel in shown]
+    return {
+        "run": stage,
+        "judged": of_stage(stage),
+        "plots": plots,
+        "drawn_thresholds": any(words.startswith("health.") for plot in plots for words in plot.thresholds.values()),
+        "perplexity": finite(stage.gate.get("perplexity") or stage.summary.get("perplexity")),
+        "limit": finite(stage.gate.get("max_perplexity")),
+        "on_fail": (stage.config.get("gate") or {}).get("on_fail"),
+        "rows": terminal.rows(stage.looks),
+        "by_reward": accuracy_name(stage.last_look) == "accuracy",
+        "lengths": by_length(stage.last_look),
+        "speed": speed(stage),
+        "memory": memory(stage),
+        "config": config_groups(stage),
+    }
+
+
+def plot_of(panel: Panel, marks: list[tuple[int, int]], stage: Record) -> Plot:
+    """A panel's curves of a run: train solid, held-out dashed, with thresholds and the marks of findings."""
+    curves = []
+    for held_out, part in ((False, "train"), (True, "held-out")):
+        for (metric, label), colour in zip(panel.lines.items(), "abc", strict=False):
+            if values := stage.series(metric, held_out):
+                name = f"{label}, {part}" if len(panel.lines) > 1 else part
+                curves.append(Curve(name, values, colour, dashed=held_out))
+    return Plot(panel.title, curves, thresholds(panel, stage), marks, panel.limits)
+
+
+def by_length(look: dict) -> list[dict]:
+    """Held-out accuracy in buckets of length, each with its 95% interval."""
+    name, found = accuracy_name(look), []
+    for bucket in look.get("by_length") or []:
+        share, pairs = finite(bucket.get(name)), int(bucket["pairs"])
+        around = interval(share, pairs)
+        found.append({"tokens": bucket.get("tokens", ""), "pairs": pairs, "share": share, "interval": around})
+    return found
+
+
+def planned(stage: Record) -> dict:
+    return stage.summary.get("plan") or stage.manifest.get("plan") or {}
+
+
+def memory(stage: Record) -> dict:
+    """Planned memory by part, in GB."""
+    sizes = planned(stage).get("memory_gb")
+    return sizes if isinstance(sizes, dict) else {}
+
+
+def speed(stage: Record) -> list[tuple[str, str | None, str | None]]:
+    """(name, planned, measured) of time and memory, as far as one of the two is known."""
+    plan, measured = planned(stage), stage.speed()
+    seconds, tokens = finite(plan.get("seconds")), finite(plan.get("tokens"))
+    rows = [
+        ("seconds", seconds, measured.get("seconds")),
+        ("tokens", tokens, measured.get("tokens")),
+        ("tokens per second", tokens / seconds if tokens and seconds else None, measured.get("tokens_per_second")),
+        ("peak memory, GB", memory(stage).get("total"), measured.get("peak_memory_gb")),
+    ]
+    return [(name, short(plan), short(seen)) for name, plan, seen in rows if short(plan) or short(seen)]
+
+
+def config_groups(stage: Record) -> list[tuple[str, str | None, dict]]:
+    """(name, chosen file, values) of the config's groups; the keys beside the groups come last."""
+    groups = [(key, stage.choice(key), value) for key, value in stage.config.items() if isinstance(value, dict)]
+    plain = {key: value for key, value in stage.config.items() if not isinstance(value, dict)}
+    return [*groups, *([("beside the groups", None, plain)] if plain else [])]

@@ -1,78 +1,99 @@
-"""Which curves a page shows, and which thresholds and findings belong to which curve."""
+"""One table of panels: the curves of a run's page, with their thresholds and findings, and of the W&B workspace."""
 
 from dataclasses import dataclass, field
 
 from preftune.report.record import Record, finite
 
+REFERENCE, PAIRS, IPO, KTO, ORPO = "with a reference", "DPO's trainer", "IPO", "KTO", "ORPO, CPO"
+
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot: metrics by TRL's names with label and colour, its fixed lines, the findings that are about it."""
+    """One plot: metrics by TRL's names with their labels, and what is drawn beside them.
+
+    `losses`: which losses log the metrics, in words; empty where every preference loss does. `shown` and `codes` belong
+    to the two readers: the parts that the workspace shows, and the findings of docs/health.md that the page marks.
+    """
 
     title: str
-    lines: dict[str, tuple[str, str]]  # metric: (label, colour: a variable of page.css)
-    codes: tuple[str, ...] = ()  # of docs/health.md
+    lines: dict[str, str]  # metric: label
+    losses: str = ""
+    shown: tuple[str, ...] = ("train",)
+    codes: tuple[str, ...] = ()
     limits: tuple[float, float] | None = None  # of y, where the unit has them
     constants: dict[float, str] = field(default_factory=dict)  # height: what it is
 
 
-PANELS = (
-    Panel(
-        "Rewards",
-        {"rewards/chosen": ("chosen", "a"), "rewards/rejected": ("rejected", "b")},
-        ("step0_reference", "kto_one_label"),
-        constants={0.0: ""},
-    ),
-    Panel(
-        "Margin of the rewards",
-        {"rewards/margins": ("chosen − rejected", "a")},
-        ("margin_explodes", "margin_flat"),
-        constants={0.0: ""},
-    ),
-    Panel(
-        "Accuracy",
-        {"rewards/accuracies": ("chosen above rejected", "a")},
-        ("accuracy_at_chance", "overfitting"),
-        limits=(0.0, 1.0),
-        constants={0.5: "a coin"},
-    ),
-    Panel(
-        "Accuracy by length of the answers",
-        {
-            "rewards/accuracies_short": ("shortest third", "a"),
-            "rewards/accuracies_medium": ("middle", "b"),
-            "rewards/accuracies_long": ("longest", "c"),
-        },
-        limits=(0.0, 1.0),
-        constants={0.5: "a coin"},
-    ),
-    Panel(
-        "Log-probs per token (nats)",
-        {"logps/chosen_per_token": ("chosen", "a"), "logps/rejected_per_token": ("rejected", "b")},
-        ("chosen_falls", "rejected_collapse"),
-    ),
-    Panel(
-        "Log-ratios to the reference per token (nats)",
-        {"logratios/chosen_per_token": ("chosen", "a"), "logratios/rejected_per_token": ("rejected", "b")},
-        constants={0.0: ""},
-    ),
-    Panel("KL to the reference per token (nats)", {"kl/per_token": ("estimate", "a")}, ("kl_large",)),
-    Panel("KTO's KL", {"kl": ("of mismatched answers", "a")}, ("kto_kl_zero",)),
-    Panel(
-        "IPO: margin per token",
-        {"ipo/margin": ("margin", "a"), "ipo/target": ("its target 1/(2β)", "d")},
-    ),
-    Panel("Loss", {"loss": ("loss", "a")}, ("loss_not_finite", "step0_loss", "step0_mask")),
-    Panel(
-        "Gradient norm, before clipping",
-        {"grad_norm": ("norm", "a")},
-        ("gradient_norm", "gradient_not_finite", "step0_gradient", "step0_frozen", "step0_trainable", "step0_float16"),
-    ),
-    Panel("Learning rate", {"learning_rate": ("rate", "a")}, ("learning_rate",)),
-    Panel("Entropy (nats a token)", {"entropy": ("policy", "a")}, ("entropy_collapse",)),
-    Panel("Token accuracy", {"mean_token_accuracy": ("next token right", "a")}, limits=(0.0, 1.0)),
-    Panel("Tokens a second", {"tokens_per_second": ("trained", "a")}),
-)
+BOTH, HELD_OUT = ("train", "eval"), ("eval",)
+SHARE = {"limits": (0.0, 1.0), "constants": {0.5: "a coin"}}
+
+
+def sides(form: str) -> dict[str, str]:
+    """The metrics of the chosen and of the rejected side, with their labels."""
+    return {form.format(side): side for side in ("chosen", "rejected")}
+
+
+def by_length(form: str) -> dict[str, str]:
+    """The metrics of the thirds of the pairs by length, with their labels."""
+    return {form.format(third): f"{third} third" for third in ("short", "medium", "long")}
+
+
+GRADIENT = ("gradient_norm", "gradient_not_finite")
+START = ("step0_gradient", "step0_frozen", "step0_trainable", "step0_float16")
+SECTIONS = {
+    "Preference": [
+        Panel(
+            "Rewards", sides("rewards/{}"), codes=("step0_reference", "kto_one_label"), constants={0.0: ""}
+        ),
+        Panel(
+            "Margin of the rewards", {"rewards/margins": "chosen − rejected"}, shown=BOTH,
+            codes=("margin_explodes", "margin_flat"), constants={0.0: ""},
+        ),
+        Panel(
+            "Accuracy", {"rewards/accuracies": "chosen above rejected"}, shown=BOTH,
+            codes=("accuracy_at_chance", "overfitting"), **SHARE,
+        ),
+        Panel("Accuracy by length of the answers", by_length("rewards/accuracies_{}"), PAIRS, HELD_OUT, **SHARE),
+        Panel("Loss", {"loss": "loss"}, shown=BOTH, codes=("loss_not_finite", "step0_loss", "step0_mask")),
+        Panel("Margin per token and its target", {"ipo/margin": "margin", "ipo/target": "target 1/(2β)"}, IPO),
+        Panel("Log odds ratio", {"log_odds_ratio": "chosen to rejected"}, ORPO),
+    ],
+    "Log-probs": [
+        Panel(
+            "Log-probs per token (nats)", sides("logps/{}_per_token"), shown=BOTH,
+            codes=("chosen_falls", "rejected_collapse"),
+        ),
+        Panel(
+            "Log-ratios to the reference per token (nats)", sides("logratios/{}_per_token"), REFERENCE,
+            constants={0.0: ""},
+        ),
+        Panel("Log-probs as the trainer counts them (nats)", sides("logps/{}")),
+        Panel("NLL of the chosen answers", {"nll_loss": "NLL"}, ORPO),
+    ],
+    "Health": [
+        Panel("KL to the reference per token (nats)", {"kl/per_token": "estimate"}, REFERENCE, BOTH, ("kl_large",)),
+        Panel("KL term of KTO", {"kl": "of mismatched answers"}, KTO, codes=("kto_kl_zero",)),
+        Panel("Gradient norm, before clipping", {"grad_norm": "norm"}, codes=GRADIENT + START),
+        Panel("Learning rate", {"learning_rate": "rate"}, codes=("learning_rate",)),
+        Panel("Entropy (nats per token)", {"entropy": "policy"}, REFERENCE, codes=("entropy_collapse",)),
+        Panel("Token accuracy", {"mean_token_accuracy": "next token right"}, PAIRS, limits=(0.0, 1.0)),
+    ],
+    "Speed": [
+        Panel("Tokens per second", {"tokens_per_second": "trained"}),
+        Panel("Share of padding", {"padding_fraction": "of a batch"}, limits=(0.0, 1.0)),
+    ],
+}  # fmt: skip
+PANELS = [panel for panels in SECTIONS.values() for panel in panels]
+THRESHOLDS = {  # key of the health group: (metric, height from the limit and the first value logged)
+    "margin_max": ("rewards/margins", lambda limit, start: limit),
+    "margin_min": ("rewards/margins", lambda limit, start: limit),
+    "accuracy_chance": ("rewards/accuracies", lambda limit, start: limit),
+    "chosen_fall": ("logps/chosen_per_token", lambda limit, start: start - limit),
+    "rejected_fall": ("logps/rejected_per_token", lambda limit, start: start - limit),
+    "kl_max": ("kl/per_token", lambda limit, start: limit),
+    "entropy_fall": ("entropy", lambda limit, start: start * (1 - limit)),
+    "grad_norm_max": ("grad_norm", lambda limit, start: limit),
+}
 
 
 def shown(record: Record) -> list[Panel]:
@@ -81,31 +102,18 @@ def shown(record: Record) -> list[Panel]:
 
 
 def thresholds(panel: Panel, record: Record) -> dict[float, str]:
-    """{height: words} of the thresholds of the run's config that lie in the panel's plot, in its units.
-
-    Falls are limits below a start, so the first logged value of their metric places them.
-    """
-    health = record.config.get("health") or {}
-    drawn = dict(panel.constants)
-
-    def place(key: str, metric: str, height) -> None:
-        limit, start = finite(health.get(key)), next(iter(record.series(metric).values()), None)
-        if metric in panel.lines and limit is not None and finite(start) is not None:
-            drawn[height(limit, start)] = f"health.{key}"
-
-    place("margin_max", "rewards/margins", lambda limit, start: limit)
-    place("margin_min", "rewards/margins", lambda limit, start: limit)
-    place("accuracy_chance", "rewards/accuracies", lambda limit, start: limit)
-    place("chosen_fall", "logps/chosen_per_token", lambda limit, start: start - limit)
-    place("rejected_fall", "logps/rejected_per_token", lambda limit, start: start - limit)
-    place("kl_max", "kl/per_token", lambda limit, start: limit)
-    place("entropy_fall", "entropy", lambda limit, start: start * (1 - limit))
-    place("grad_norm_max", "grad_norm", lambda limit, start: limit)
+    """{height: words} of the constants of a panel and of the run's health thresholds, in the panel's units."""
+    health, drawn = record.config.get("health") or {}, dict(panel.constants)
+    for key, (metric, height) in THRESHOLDS.items():
+        if metric in panel.lines and (limit := finite(health.get(key))) is not None:
+            start = finite(next(iter(record.series(metric).values()), None))
+            if start is not None:
+                drawn[height(limit, start)] = f"health.{key}"
     return drawn
 
 
 def findings_on(panel: Panel, panels: list[Panel], findings: list[dict]) -> list[tuple[int, int]]:
-    """(number from 1, step) of the findings to mark in a panel: its own, and in "Loss" those with no panel shown."""
+    """(number from 1, step) of the findings to mark in a panel: its own, and in "Loss" those that no panel shows."""
     at_home = {code for each in panels for code in each.codes}
     marks = []
     for place, finding in enumerate(findings, start=1):

@@ -1,9 +1,8 @@
-"""A run directory as it is read: each of its files may be missing, because a run may stop anywhere."""
+"""Reading a run directory: each of its files may be missing, because a run may stop anywhere."""
 
-import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,14 +12,16 @@ from yaml import YAMLError
 from preftune.config import files
 from preftune.config.errors import UserError
 
+MODEL_ONLY = "train.save_only_model=true"
+
 
 class ReportError(UserError):
-    """A folder that is no run's, or a file in it that cannot be read; the text names it."""
+    """A folder holds no run, or a file in it cannot be read; the text names it."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One run: its files as Python values, empty or None where there is no such file, and its stages in order."""
+    """One run: its files as Python values, empty or None where a file is missing, and its stages in order."""
 
     path: Path
     config: dict
@@ -49,8 +50,23 @@ class Record:
     def last_step(self) -> int:
         return max((int(number(row.get("step")) or 0) for row in self.rows), default=0)
 
+    @property
+    def looks(self) -> list[dict]:
+        """Evaluations of the model on the held-out pairs, before and after training."""
+        return self.summary.get("looks") or []
+
+    @property
+    def last_look(self) -> dict:
+        """The model after training on the held-out pairs; empty where it was not evaluated."""
+        return self.looks[-1] if self.looks else {}
+
+    @property
+    def has_evaluations(self) -> bool:
+        """Whether it was evaluated on held-out rows while it trained."""
+        return any(name.startswith("eval_") for row in self.rows for name in row)
+
     def choice(self, group: str) -> str | None:
-        """The file of a config group that the run was composed of, as the manifest says (loss: ipo)."""
+        """The file of a config group that the run was composed of, as the manifest names it (loss: ipo)."""
         return (self.manifest.get("choices") or {}).get(group)
 
     def series(self, metric: str, held_out: bool = False) -> dict[int, float]:
@@ -66,14 +82,12 @@ class Record:
         return dict(sorted(values.items()))
 
     def speed(self) -> dict[str, float]:
-        """What was measured: seconds, tokens_per_second, peak_memory_gb, as far as the run's files say."""
+        """What was measured: seconds, tokens, tokens_per_second, peak_memory_gb, as far as the run's files hold it."""
         keys = ("seconds", "tokens", "tokens_per_second", "peak_memory_gb")
         known = {key: self.summary[key] for key in keys if number(self.summary.get(key)) is not None}
         last = next((row for row in reversed(self.rows) if "train_runtime" in row), {})
         runtime, tokens = number(last.get("train_runtime")), number(last.get("num_tokens"))
-        if runtime and tokens:
-            known = {"tokens": tokens, "tokens_per_second": tokens / runtime} | known
-        return known
+        return ({"tokens": tokens, "tokens_per_second": tokens / runtime} if runtime and tokens else {}) | known
 
 
 def number(value: object) -> float | None:
@@ -92,6 +106,24 @@ def finite(value: object) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def accuracy_name(look: dict) -> str:
+    """The key of the accuracy by length: a run without rewards (SFT) has only the one by log-prob per token."""
+    return "logp_accuracy" if finite(look.get("reward_accuracy")) is None else "accuracy"
+
+
+def pairs(look: dict) -> int | None:
+    """The number of held-out pairs, from the length buckets."""
+    return sum(int(bucket["pairs"]) for bucket in look.get("by_length") or []) or None
+
+
+def short(value: object) -> str | None:
+    """Four digits of a number; None where there is none."""
+    value = finite(value)
+    if value is None:
+        return None
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def read(run: Path) -> Record:
     """The Record of a run directory. Raises ReportError where `run` is none, or where a file in it is broken."""
     if not run.is_dir():
@@ -102,14 +134,10 @@ def read(run: Path) -> Record:
     rows, unreadable = _rows(run / "metrics.jsonl")
     return Record(
         path=run,
-        config=_yaml(run / "config.yaml"),
-        manifest=_json(run / "manifest.json", dict) or {},
-        summary=_json(run / "summary.json", dict) or {},
-        gate=_json(run / "gate.json", dict) or {},
-        status=_json(run / "status.json", dict) or {},
-        findings=_json(run / "findings.json", list),
-        data_findings=_json(run / "data_findings.json", list),
-        proofs=_json(run / "proofs.json", list) or [],
+        config=_load(run / "config.yaml", dict, lambda text: OmegaConf.to_container(OmegaConf.create(text))),
+        **{name: _load(run / f"{name}.json", dict) or {} for name in ("manifest", "summary", "gate", "status")},
+        **{name: _load(run / f"{name}.json", list) for name in ("findings", "data_findings")},
+        proofs=_load(run / "proofs.json", list) or [],
         rows=rows,
         unreadable=unreadable,
         samples=_rows(run / "samples.jsonl")[0],
@@ -124,7 +152,7 @@ def runs_in(folder: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """runs.write_text for a page. Raises ReportError where the place cannot be written to."""
+    """Write a page and return its path. Raises ReportError where it cannot be written."""
     try:
         files.write_text(path, text)
     except OSError as error:
@@ -136,60 +164,42 @@ def _begun(stage: Record) -> tuple[str, float]:
     return stage.manifest.get("created", "9999"), (stage.path / "config.yaml").stat().st_mtime
 
 
-def _yaml(path: Path) -> dict:
-    try:
-        value = OmegaConf.to_container(OmegaConf.load(path))
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ReportError(
-            f"{path}: no YAML ({' '.join(str(error).split())}). Restore it or leave the run out"
-        ) from None
-    if not isinstance(value, dict):
-        raise ReportError(f"{path}: no mapping of config groups. Restore it or leave the run out")
-    return value
-
-
-def _json(path: Path, kind: type) -> object:
+def _load(path: Path, kind: type, parse: Callable[[str], object] = json.loads) -> object:
+    """The value in a file, None where there is no file. Raises ReportError where it holds no value of this kind."""
     if not path.exists():
         return None
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ReportError(f"{path}: no JSON ({error}). Delete it or leave the run out") from None
+        value = parse(path.read_text(encoding="utf-8"))
+    except (ValueError, YAMLError) as error:
+        text = " ".join(str(error).split())
+        raise ReportError(f"{path}: cannot be read ({text}). Restore it or leave the run out") from None
     if not isinstance(value, kind):
-        raise ReportError(f"{path}: holds a {type(value).__name__}, not a {kind.__name__}. Delete it or leave it out")
+        raise ReportError(f"{path}: holds no {kind.__name__}. Restore it or leave the run out")
     return value
 
 
 def _rows(path: Path) -> tuple[list[dict], int]:
-    """The rows of a .jsonl by step, and how many lines are none: a killed run may leave its last line unfinished."""
+    """The rows of a .jsonl and the number of unreadable lines: a killed run may leave its last line unfinished."""
     rows, unreadable = [], 0
-    if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                row = None
-            if isinstance(row, dict) and number(row.get("step")) is not None:
-                rows.append(row)
-            else:
-                unreadable += bool(line.strip())
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            row = None
+        if isinstance(row, dict) and number(row.get("step")) is not None:
+            rows.append(row)
+        else:
+            unreadable += bool(line.strip())
     return rows, unreadable
-
-
-MODEL_ONLY = "train.save_only_model=true"
 
 
 def metrics(run: Path) -> list[dict]:
     """The rows of a run's metrics.jsonl, without half a line of a run that was killed while it wrote."""
-    path, rows = run / "metrics.jsonl", []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows
+    return _rows(run / "metrics.jsonl")[0]
 
 
 def way_on(cfg: DictConfig) -> str:
-    """How a run that has ended early goes on: from its last checkpoint, if it has come so far and holds all of it."""
+    """How to continue a run that ended early: from its last checkpoint, if there is one that holds everything."""
     if not begun(Path(cfg.output_dir)):
         return "Then give the same command again"
     if cfg.train.get("save_only_model"):

@@ -5,7 +5,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-ROWS = {  # of a look at the model: what it is called in the table, and its format
+from preftune.report.record import finite
+
+ROWS = {  # key of an evaluation: its name in the table, and its format
     "perplexity": ("perplexity of chosen answers", ".2f"),
     "logp_accuracy": ("accuracy by log-prob per token", ".1%"),
     "reward_accuracy": ("rewards/accuracies", ".1%"),
@@ -22,21 +24,30 @@ def table(summary: dict, run: Path) -> str:
     console = Console(width=110, force_terminal=False)
     with console.capture() as captured:
         if summary["looks"]:
-            console.print(_numbers(summary))
+            console.print(_numbers(summary["looks"]))
             for sample in summary["samples"]:
                 console.print(_answers(sample))
         console.print(_where(run), highlight=False, soft_wrap=True)
     return captured.get()
 
 
-def _numbers(summary: dict) -> Table:
-    looks = summary["looks"]
+def rows(looks: list[dict]) -> list[tuple[str, list[str]]]:
+    """(name, a cell for each evaluation) of the figures that an evaluation has."""
+    found = []
+    for key, (label, form) in ROWS.items():
+        values = [finite(look.get(key)) for look in looks]
+        if any(value is not None for value in values):
+            found.append((label, ["–" if value is None else format(value, form) for value in values]))
+    return found
+
+
+def _numbers(looks: list[dict]) -> Table:
     numbers = Table(title="Held-out pairs", title_justify="left")
     numbers.add_column()
     for each in looks:
         numbers.add_column(each["name"], justify="right")
-    for key, (label, form) in ROWS.items():
-        numbers.add_row(label, *(format(each[key], form) if key in each else "–" for each in looks))
+    for label, cells in rows(looks):
+        numbers.add_row(label, *cells)
     return numbers
 
 
