@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from accelerate.utils import is_peft_model
 
 from benchmarks import flops
-from benchmarks.paths import collate, hear, memory, reset_peak, say
+from benchmarks.measure import collate, hear, memory, reset_peak, say
 from preftune.fastpath.layout import lay_out
 
 

@@ -20,15 +20,14 @@ from hydra.utils import get_class
 from trl.trainer.utils import create_model_from_path
 
 from benchmarks import models as matrix  # sets the environment before torch is imported
+from benchmarks.models_page import LOSS_RESULTS, LOSSES, cell, write_page
 from preftune.config.errors import brief
 from preftune.models.load import load_tokenizer
 from preftune.runs import training
 from preftune.trainers.build import load_data, trainer_arguments
 from preftune.trainers.template_tokens import TemplateTokens
 
-RESULTS = Path(__file__).with_name("results") / "losses.jsonl"
 KINDS = ["llama", "gemma2", "gemma3", "gpt2", "qwen3_moe", "gpt_oss", "qwen3_5", "mamba", "falcon_h1", "lfm2"]
-LOSSES = ("kto", "orpo", "sft")
 COMPARED = [("loss", 0), ("loss", 1), ("logps/chosen", 0), ("logps/rejected", 0)]
 
 
@@ -92,44 +91,16 @@ def compared(kind: str, loss: str) -> dict:
     return row
 
 
-def cell(row: dict | None) -> str:
-    """One cell of the table."""
-    if row is None:
-        return ""
-    if "difference" in row:
-        return "equal" if row["difference"] < 1e-4 else f"differs by {row['difference']:.0e}"
-    return "; ".join(f"{name}: {row[f'{name}_error'][:80]}" for name in ("trl", "preftune") if f"{name}_error" in row)
-
-
-def table() -> list[str]:
-    """The lines of docs/models.md on these losses."""
-    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    known = {(row["kind"], row["loss"]): row for row in rows}
-    kinds = dict.fromkeys(row["kind"] for row in rows)
-    return [
-        "## KTO, ORPO and SFT",
-        "",
-        "`python -m benchmarks.losses`: two steps in float32, in full, TRL's trainer and a run of preftune on the same "
-        "rows and, for ORPO, on the same token ids (the chat template's; TRL's ORPO makes others of these rows). "
-        "Equal: both losses and, where they are logged, the first step's logps/chosen and logps/rejected, within 1e-4.",
-        "",
-        f"| architecture | {' | '.join(LOSSES)} |",
-        "|---" * (1 + len(LOSSES)) + "|",
-        *(f"| {kind} | " + " | ".join(cell(known.get((kind, loss))) for loss in LOSSES) + " |" for kind in kinds),
-        "",
-    ]
-
-
 def main() -> None:
     known = {}
-    if RESULTS.exists():
-        known = {(row["kind"], row["loss"]): row for row in map(json.loads, RESULTS.read_text().splitlines())}
+    if LOSS_RESULTS.exists():
+        known = {(row["kind"], row["loss"]): row for row in map(json.loads, LOSS_RESULTS.read_text().splitlines())}
     for kind in sys.argv[1:] or KINDS:
         for loss in LOSSES:
             known[kind, loss] = row = compared(kind, loss)
             print(kind, loss, cell(row), flush=True)
-            RESULTS.write_text("".join(json.dumps(row) + "\n" for row in known.values()))
-    matrix.write_page()
+            LOSS_RESULTS.write_text("".join(json.dumps(row) + "\n" for row in known.values()))
+    write_page()
 
 
 if __name__ == "__main__":

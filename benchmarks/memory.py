@@ -77,7 +77,7 @@ def measure(recipe: str, overrides: list[str], only_plan: bool) -> None:
     from hydra import compose, initialize_config_module
     from hydra.utils import get_class
 
-    from benchmarks.paths import memory, reset_peak
+    from benchmarks.measure import memory, reset_peak
     from preftune.data.load import load
     from preftune.models.load import load_tokenizer
     from preftune.plan import plan

@@ -30,12 +30,11 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoT
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from trl import DPOConfig, DPOTrainer
 
+from benchmarks.models_page import RESULTS, verdict, write_page
 from preftune.config.errors import brief
 from preftune.models import embedded
 from preftune.runs import training
 
-RESULTS = Path(__file__).with_name("results") / "models.jsonl"
-PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 ROWS = [
     {"prompt": f"What is {thing}?", "chosen": f"In short, {thing} it is.", "rejected": "Who can say" + "!" * more}
     for more, thing in enumerate(("rain", "a cat", "the moon", "bread"))
@@ -312,62 +311,6 @@ def in_time(kind: str) -> dict:
         finally:
             process.kill()
             process.join()
-
-
-def verdict(row: dict) -> tuple[str, ...]:
-    """A row of the table: trains with TRL, trains with preftune, equal, fast path or why not."""
-    if "no_text" in row:
-        return row["kind"], "no text model", "", "", row["no_text"]
-    if "not_built" in row:
-        return row["kind"], "not built small", "", "", row["not_built"][:100]
-    cells = []
-    for name in ("trl", "preftune"):
-        done = [row[way][name] for way in ("full", "lora")]
-        cells.append("yes" if all(done) else "full only" if done[0] else "LoRA only" if done[1] else "no")
-    differences = [row[way]["difference"] for way in ("full", "lora") if "difference" in row[way]]
-    equal = "" if not differences else "yes" if max(differences) < 1e-4 else f"no ({max(differences):.0e})"
-    notes = [row[way].get(f"{name}_error") for way in ("full", "lora") for name in ("trl", "preftune")]
-    notes = list(dict.fromkeys(filter(None, notes))) or list(dict.fromkeys(row["full"]["said"])) or ["packed"]
-    return row["kind"], *cells, equal, "; ".join(notes)[:160].replace("|", "/").replace("\n", " ")
-
-
-def page(rows: list[dict]) -> str:
-    """docs/models.md."""
-    cells = [verdict(row) for row in sorted(rows, key=lambda row: row["kind"])]
-    text = [cell for cell in cells if cell[1] != "no text model"]
-    built = [cell for cell in text if cell[1] != "not built small"]
-    trains = [cell for cell in built if cell[1] != "no"]
-    ours = [cell for cell in trains if cell[2] != "no"]
-    equal = [cell for cell in ours if cell[3] == "yes"]
-    return "\n".join(
-        [
-            "# Models",
-            "",
-            f"`python -m benchmarks.models`, torch {torch.__version__.split('+')[0]}, transformers "
-            f"{transformers.__version__}: every architecture of transformers' causal language models, tiny and random, "
-            "two DPO steps in float32, in full and with LoRA, by plain TRL and by preftune. Equal: logps/chosen and "
-            "logps/rejected of the first step and, in full, the second loss, within 1e-4.",
-            "",
-            "No text model is what has a decoder of audio codes, or drafts out of another model's hidden states.",
-            "",
-            f"Of {len(cells)} architectures {len(text)} are text models and {len(built)} could be built small; "
-            f"TRL trains {len(trains)} of them, preftune {len(ours)} of these, {len(equal)} with TRL's numbers.",
-            "",
-            "| architecture | trains with TRL | with preftune | equal | fast path, or why not; errors |",
-            "|---|---|---|---|---|",
-            *("| " + " | ".join(cell) + " |" for cell in cells),
-            "",
-        ]
-    )
-
-
-def write_page() -> None:
-    """docs/models.md anew, from all that was measured."""
-    from benchmarks import losses
-
-    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
-    PAGE.write_text("\n".join([page(rows), *losses.table()]), encoding="utf-8")
-    print(PAGE)
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ Started by benchmarks/fastpath.py, which reads the lines that begin with BENCH. 
 by hand, preftune, and the limit (benchmarks/limit.py).
 """
 
-import ctypes
 import json
 import sys
 import tempfile
@@ -18,7 +17,8 @@ import torch
 from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback
 
-from benchmarks import data, flops
+from benchmarks import data, flops, limit
+from benchmarks.measure import collate, give_memory_back, hear, memory, reset_peak, say
 from preftune.config.stages import SELECTIVE
 from preftune.fastpath.checkpointing import keep_products
 from preftune.fastpath.reference_cache import reference_jobs, scored_example, without_kl
@@ -44,16 +44,6 @@ class Case:
     @property
     def rows_a_pair(self) -> int:
         return 2 if self.method == "kto" else 1
-
-
-def say(**what) -> None:
-    print("BENCH", json.dumps(what), flush=True)
-
-
-def hear() -> None:
-    """Wait for the turn; end where nobody gives one any more."""
-    if not sys.stdin.readline():
-        sys.exit(1)
 
 
 def trainer_classes(method: str) -> tuple[type, type]:
@@ -90,21 +80,6 @@ class Turns(TrainerCallback):
         seconds, peak = time.perf_counter() - self.began, memory("VmHWM")
         give_memory_back()  # the other paths' steps need it
         say(step=state.global_step, seconds=seconds, peak=peak)
-
-
-def memory(field: str) -> float:
-    """GB of this process: VmRSS now, VmHWM at most since `reset_peak`."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024 / 1e9
-
-
-def give_memory_back() -> None:
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def reset_peak() -> None:
-    give_memory_back()  # what earlier steps freed is not this step's
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def build(case: Case, path: str, folder: str):
@@ -148,10 +123,6 @@ def planned(trainer) -> list[list[int]]:
     return [list(batch) for batch in trainer.get_train_dataloader().batch_sampler]
 
 
-def collate(trainer, rows: list[int]) -> dict:
-    return trainer.data_collator([trainer.train_dataset[row] for row in rows])
-
-
 def spread(costs: np.ndarray, count: int) -> list[int]:
     """`count` batches at even quantiles of what they cost."""
     order = np.argsort(costs, kind="stable")
@@ -173,8 +144,6 @@ def reference_batches(trainer, path: str) -> list[dict]:
 
 def measure(case: Case, path: str, steps: int, timed: bool = True) -> None:
     """Build, plan, step in turn, count; every finding is said. Not `timed`: what would be stepped is counted alone."""
-    from benchmarks import limit
-
     with tempfile.TemporaryDirectory() as folder:
         trainer = build(case, path, folder)
         way = limit.Limit(trainer) if path == "limit" else Way(trainer, path)

@@ -55,7 +55,7 @@ def test_ranks_take_neighbours_of_similar_length():
 
 
 def test_token_budget_is_kept_and_every_row_comes_once_over_all_ranks():
-    ranks = [BudgetSampler(LENGTHS, 2000, 512, 0, lambda: 3, rank, 3) for rank in range(3)]
+    ranks = [BudgetSampler(LENGTHS, 2000, 512, 0, lambda: 3, (rank, 3)) for rank in range(3)]
     shares = [list(sampler) for sampler in ranks]
     assert [len(share) for share in shares] == [len(sampler) for sampler in ranks]
     assert len({len(share) for share in shares}) == 1

@@ -113,13 +113,13 @@ class BudgetSampler(BatchRebalanceSampler):
         bucket_rows: int,
         seed: int,
         epoch: Callable[[], int],
-        rank: int = 0,
-        ranks: int = 1,
+        place: tuple[int, int] = (0, 1),
     ):
-        self.seed, self.current_epoch, self.rank, self.ranks = seed, epoch, rank, ranks
+        self.seed, self.current_epoch = seed, epoch
+        self.rank, self.ranks = place
         runs = buckets(lengths, bucket_rows, np.random.default_rng(seed))
         self.batches = [batch for bucket in runs for batch in budgeted(bucket, lengths, tokens)]
-        while len(self.batches) % ranks:  # every rank takes as many batches: halve the fullest until they divide
+        while len(self.batches) % self.ranks:  # every rank takes as many batches: halve the fullest until they divide
             fullest = max(range(len(self.batches)), key=lambda i: len(self.batches[i]))
             batch = self.batches[fullest]
             self.batches[fullest : fullest + 1] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
@@ -157,8 +157,8 @@ class LengthBatches:
             ranks = self.args.world_size
             return LengthSampler(lengths, self._train_batch_size, self.bucket_batches, seed, self._epoch, ranks)
         rows = self._train_batch_size * self.bucket_batches
-        place = {"rank": self.args.process_index, "ranks": self.args.world_size}
-        sampler = BudgetSampler(lengths, self.tokens_per_batch, rows, seed, self._epoch, **place)
+        place = self.args.process_index, self.args.world_size
+        sampler = BudgetSampler(lengths, self.tokens_per_batch, rows, seed, self._epoch, place)
         self.mean_rows = sampler.mean_rows
         if self.is_world_process_zero():
             print(f"Batches of up to {self.tokens_per_batch} tokens: {self.mean_rows:.1f} rows on average", flush=True)

@@ -5,7 +5,7 @@ docs/losses.md: rewards are β·(log π − log π_ref), log-probs and log-ratio
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 
 from preftune.health.findings import Finding
@@ -107,38 +107,36 @@ def overfitting(history: History, limits) -> Finding | None:
 
 
 def chosen_falls(history: History, limits) -> Finding | None:
-    return _fall(
-        history,
-        limits.window,
-        "logps/chosen_per_token",
+    found = Finding(
         "chosen_falls",
-        limits.chosen_fall,
+        history.step,
+        None,
+        -limits.chosen_fall,
         "The chosen answers have become less likely, so the margin grows only by pushing the rejected down faster.",
         "An SFT term holds them up: loss=dpo_sft; or a higher loss.beta, a lower train.learning_rate.",
     )
+    return _fall(history, limits.window, "logps/chosen_per_token", found)
 
 
 def rejected_collapse(history: History, limits) -> Finding | None:
-    return _fall(
-        history,
-        limits.window,
-        "logps/rejected_per_token",
+    found = Finding(
         "rejected_collapse",
-        limits.rejected_fall,
+        history.step,
+        None,
+        -limits.rejected_fall,
         "The rejected answers have become all but impossible; what is left of the language in them goes with it.",
         "A lower train.learning_rate, a higher loss.beta, or a loss with a target: loss=ipo.",
     )
+    return _fall(history, limits.window, "logps/rejected_per_token", found)
 
 
-def _fall(
-    history: History, window: int, name: str, code: str, limit: float, meaning: str, remedy: str
-) -> Finding | None:
+def _fall(history: History, window: int, name: str, found: Finding) -> Finding | None:
+    """`found` where the metric has fallen by more than its threshold since the start, with the numbers."""
     start, now = history.start(name), history.mean(name, min(window, 3))
-    if start is None or now is None or start - now <= limit:
+    if start is None or now is None or now - start >= found.threshold:
         return None
-    return Finding(
-        code, history.step, now - start, -limit, f"{meaning} ({name}: {start:.2f} to {now:.2f} nats.)", remedy
-    )
+    meaning = f"{found.meaning} ({name}: {start:.2f} to {now:.2f} nats.)"
+    return replace(found, value=now - start, meaning=meaning)
 
 
 def kl_large(history: History, limits) -> Finding | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
-from transformers import Trainer, TrainerState
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerState
 
 from preftune import fastpath
 from preftune.config import check, hardware
@@ -41,6 +41,23 @@ from preftune.runs.tracking import MetricsFile, Progress, Tracker
 from preftune.trainers.build import build, load_data, with_metrics
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a training holds from its first line to its last: the config, the folder, and who is told what happens."""
+
+    cfg: DictConfig
+    path: Path
+    choices: dict[str, str]  # which file of each group was chosen
+    tracker: Tracker
+    findings: Findings
+    interruption: Interruption
+
+    def write(self, name: str, value: object) -> None:
+        """A file of the run, as JSON, by the main process alone."""
+        if main_process():
+            write_json(self.path / name, value)
+
+
 def train(cfg: DictConfig, choices: dict[str, str] | None = None) -> dict:
     """Run one training job and show what it changed: `stage`, then its summary as a table. Returns the summary."""
     summary = stage(cfg, choices)
@@ -59,15 +76,15 @@ def stage(cfg: DictConfig, choices: dict[str, str] | None = None) -> dict:
     check.require(cfg)
     choices = choices or chosen_files(cfg)
     with (
-        directory.opened(cfg, write_report) as run,
+        directory.opened(cfg, write_report) as path,
         Interruption() as interruption,
-        Tracker(cfg, run, choices) as tracker,
+        Tracker(cfg, path, choices) as tracker,
     ):
-        findings = Findings(run, tracker.alert)
+        run = Run(cfg, path, choices, tracker, Findings(path, tracker.alert), interruption)
         try:
-            return _trained(cfg, run, choices, tracker, findings, interruption)
+            return carried_out(run)
         finally:
-            tracker.findings(findings.rows())
+            tracker.findings(run.findings.rows())
 
 
 def write_report(run: Path) -> None:
@@ -78,60 +95,57 @@ def write_report(run: Path) -> None:
         print(f"report: not written ({type(error).__name__}: {error}); python -m recipes.report {run}", file=sys.stderr)
 
 
-def _trained(
-    cfg: DictConfig,
-    run: Path,
-    choices: dict[str, str],
-    tracker: Tracker,
-    findings: Findings,
-    interruption: Interruption,
-) -> dict:
+def carried_out(run: Run) -> dict:
+    """The steps of a run in their order; returns its summary, which summary.json and W&B then hold."""
     started = time.time()
-    print(hardware.describe() + (", bf16" if cfg.hardware.bf16 else ", float32"))
-    if cfg.train.get("save_only_model"):
-        print(f"checkpoints: {MODEL_ONLY} leaves optimizer, schedule and random state out: no resume=true from them")
-    if cfg.resume:
-        require_resumable(run)
-    require_whole(cfg.model)
-    tokenizer = load_tokenizer(cfg.model)
-    data = load_data(cfg, tokenizer)
-    print(f"data: {data.line}")
-    planned = announce(cfg, data, tokenizer)
-    trainer = build_trainer(cfg, data, tokenizer)
-    trainer.findings = findings
-    with sharding.whole(trainer.model):
-        print(f"model: {cfg.model.path}, {load.describe(trainer.model)}")
-    print(f"run: {run}" + (f"; {tracker.line}" if tracker.active else ""), flush=True)
-    describe_run(cfg, run, trainer, data, choices, tracker)
-    looks = [snapshot("start", trainer, data, cfg)]
-    gate = pass_gate(cfg, run, data, looks[0], findings)
-    monitor = watch(cfg, run, trainer, looks[0], data, choices, tracker, findings)
-    proofs = EndProofs(trainer, findings, data.eval_pairs)
+    tokenizer, data = prepare(run)
+    planned = announce(run.cfg, data, tokenizer)
+    trainer = build_trainer(run.cfg, data, tokenizer)
+    trainer.findings = run.findings
+    describe(run, trainer, data)
+    looks = [snapshot("start", trainer, data, run.cfg)]
+    gate = pass_gate(run, data, looks[0])
+    monitor = watch(run, trainer, data, looks[0])
+    proofs = EndProofs(trainer, run.findings, data.eval_pairs)
     trainer.add_callback(proofs)
-    trainer.add_callback(interruption)
-    run_training(trainer, resumed_from(cfg, run, trainer))
-    end_early(cfg, run, trainer, monitor, interruption)
+    trainer.add_callback(run.interruption)
+    fit(trainer, resumed_from(run, trainer))
+    end_early(run, trainer, monitor)
     held_out = last_evaluation(trainer) if trainer.eval_dataset is not None else {}
-    save_whole(run / "model", lambda folder: save(trainer, folder))
-    proofs.after_saving(run / "model")
-    looks.append(snapshot(f"after {choices.get('loss', 'training')}", trainer, data, cfg))
+    save_whole(run.path / "model", lambda folder: save(trainer, folder))
+    proofs.after_saving(run.path / "model")
+    looks.append(snapshot(f"after {run.choices.get('loss', 'training')}", trainer, data, run.cfg))
     summary = summarize(trainer, looks, held_out) | {
         "gate": gate,
         "plan": planned,
-        "findings": len(findings.rows()),
-        "proofs": [dataclasses.asdict(each) for each in findings.proofs.values()],
+        "findings": len(run.findings.rows()),
+        "proofs": [dataclasses.asdict(each) for each in run.findings.proofs.values()],
         "rolled_back_to": monitor.rolled_back_to,
         "peak_memory_gb": peak_memory_gb(),
         "seconds": round(time.time() - started, 1),
     }
-    if main_process():
-        write_json(run / "summary.json", summary)
-    tracker.summary(summary)
+    run.write("summary.json", summary)
+    run.tracker.summary(summary)
     if monitor.stopped_by:
         raise Stopped(f"Stopped: {monitor.stopped_by}")
     if proofs.failed:
-        raise Stopped(f"Stopped: {proofs.failed} The model is in {run}/model.")
+        raise Stopped(f"Stopped: {proofs.failed} The model is in {run.path}/model.")
     return summary
+
+
+def prepare(run: Run) -> tuple[PreTrainedTokenizerBase, Data]:
+    """The tokenizer and the checked rows of a run. Raises RunError, ModelError or DataError where it cannot start."""
+    cfg = run.cfg
+    print(hardware.describe() + (", bf16" if cfg.hardware.bf16 else ", float32"))
+    if cfg.train.get("save_only_model"):
+        print(f"checkpoints: {MODEL_ONLY} leaves optimizer, schedule and random state out: no resume=true from them")
+    if cfg.resume:
+        require_resumable(run.path)
+    require_whole(cfg.model)
+    tokenizer = load_tokenizer(cfg.model)
+    data = load_data(cfg, tokenizer)
+    print(f"data: {data.line}")
+    return tokenizer, data
 
 
 def save(trainer: Trainer, folder: str) -> None:
@@ -178,95 +192,96 @@ def announce(cfg: DictConfig, data: Data, tokenizer) -> dict | None:
     return dataclasses.asdict(made)
 
 
-def describe_run(cfg: DictConfig, run: Path, trainer: Trainer, data: Data, choices: dict, tracker: Tracker) -> None:
-    """Write and log what the run is made of: the verdict on its data, its manifest."""
+def describe(run: Run, trainer: Trainer, data: Data) -> None:
+    """Print, write and log what the run is made of: model, folder, the verdict on its data, its manifest."""
+    with sharding.whole(trainer.model):
+        print(f"model: {run.cfg.model.path}, {load.describe(trainer.model)}")
+        weights = fingerprint(trainer.model)
+    print(f"run: {run.path}" + (f"; {run.tracker.line}" if run.tracker.active else ""), flush=True)
     found = [dataclasses.asdict(finding) for finding in data.findings]
-    manifest = directory.manifest(cfg, **identities(cfg, trainer, data, choices))
-    if main_process():
-        write_json(run / "data_findings.json", found)
-        write_json(run / "manifest.json", manifest)
-    tracker.data_findings(found)
-    tracker.manifest(manifest)
+    manifest = directory.manifest(
+        run.cfg,
+        choices=run.choices,
+        data={"path": OmegaConf.to_object(run.cfg.data)["path"], "fingerprint": data.fingerprint},
+        model={"path": run.cfg.model.path, "revision": run.cfg.model.revision, "weights": weights},
+        reference=reference_of(trainer, run.cfg),
+    )
+    run.write("data_findings.json", found)
+    run.write("manifest.json", manifest)
+    run.tracker.data_findings(found)
+    run.tracker.manifest(manifest)
 
 
-def pass_gate(cfg: DictConfig, run: Path, data: Data, start: Look | None, findings: Findings) -> dict | None:
+def reference_of(trainer: Trainer, cfg: DictConfig) -> str:
+    """What the rewards are measured against, in words."""
+    if not hasattr(trainer, "ref_model"):
+        return "none: this loss has no reference"
+    if not trainer.starts_as_reference:
+        return f"another model, {cfg.model.reference}"
+    if getattr(trainer, "precompute_ref_logps", False):
+        return "the model before its first step, its log-probs computed beforehand"
+    return (
+        "the model with its adapter off" if trainer.ref_model is None else "a copy of the model before its first step"
+    )
+
+
+def pass_gate(run: Run, data: Data, start: Look | None) -> dict | None:
     """Hold a preference stage to the perplexity of what it starts from; gate.json says what was found.
 
     Raises Stopped where it is above gate.max_perplexity, unless gate.on_fail=warn.
     """
-    if not cfg.loss.needs_sft:
+    if not run.cfg.loss.needs_sft:
         return None
     if start is None:
         print("gate: not measured, for there are no held-out pairs (data.eval_split, data.eval_fraction)")
         return None
-    gate, finding = perplexity_gate(start.scores, data.eval_pairs, cfg.gate)
-    if main_process():
-        write_json(run / "gate.json", gate)
+    limits = run.cfg.gate
+    gate, finding = perplexity_gate(start.scores, data.eval_pairs, limits)
+    run.write("gate.json", gate)
     print(
         f"gate: perplexity {gate['perplexity']:.2f} on {gate['pairs']} held-out chosen answers (at most "
-        f"{cfg.gate.max_perplexity:g}); {gate['strange_count']} of them far outside (gate.json)"
+        f"{limits.max_perplexity:g}); {gate['strange_count']} of them far outside (gate.json)"
     )
-    if finding and cfg.gate.on_fail == "stop":
-        findings.stop(finding)
+    if finding and limits.on_fail == "stop":
+        run.findings.stop(finding)
     elif finding:
-        findings.add(finding)
+        run.findings.add(finding)
     return gate
 
 
-def watch(
-    cfg: DictConfig,
-    run: Path,
-    trainer: Trainer,
-    start: Look | None,
-    data: Data,
-    choices: dict[str, str],
-    tracker: Tracker,
-    findings: Findings,
-) -> Monitor:
+def watch(run: Run, trainer: Trainer, data: Data, start: Look | None) -> Monitor:
     """Add what sees the training: files, progress, monitor, sample answers, seals of checkpoints."""
-    monitor = Monitor(findings, cfg.health)
+    monitor = Monitor(run.findings, run.cfg.health)
     callbacks = [
-        MetricsFile(run / "metrics.jsonl"),
-        Progress(choices.get("loss", "train")),
+        MetricsFile(run.path / "metrics.jsonl"),
+        Progress(run.choices.get("loss", "train")),
         monitor,
         Seal(trainer),
     ]
-    if cfg.sample_steps and start is not None:
-        prompts = data.eval_pairs[: cfg.samples]["prompt"]
-        limit = cfg.health.length_drift
-        callbacks.append(
-            Samples(
-                run,
-                trainer.processing_class,
-                prompts,
-                start.answers,
-                cfg.sample_steps,
-                limit,
-                monitor.act,
-                tracker.samples,
-            )
-        )
+    if run.cfg.sample_steps and start is not None:
+        prompts = data.eval_pairs[: run.cfg.samples]["prompt"]
+        callbacks.append(Samples(run, monitor, trainer.processing_class, prompts, start.answers))
     for callback in callbacks:
         trainer.add_callback(callback)
     return monitor
 
 
-def resumed_from(cfg: DictConfig, run: Path, trainer: Trainer) -> Path | None:
+def resumed_from(run: Run, trainer: Trainer) -> Path | None:
     """The checkpoint to go on from, the same on every rank; None: from the beginning."""
-    if not cfg.resume:
+    if not run.cfg.resume:
         return None
-    found = checkpoints.newest(run)
+    found = checkpoints.newest(run.path)
     if found and trainer.is_deepspeed_enabled:  # its engine, which saves the model, is made by training alone
         state = TrainerState.load_from_json(str(found / "trainer_state.json"))
         if state.global_step >= state.max_steps:
-            found = checkpoints.newest(run, before=state.global_step)
+            found = checkpoints.newest(run.path, before=state.global_step)
     print(f"resume: {found.name if found else 'no whole checkpoint, from the beginning'}")
     if found:
-        require_readable(cfg, found, trainer.args.train_batch_size)
+        require_readable(run.cfg, found, trainer.args.train_batch_size)
     return found
 
 
-def run_training(trainer: Trainer, checkpoint: Path | None) -> None:
+def fit(trainer: Trainer, checkpoint: Path | None) -> None:
     """Train, from a checkpoint if there is one. One of the last step is only loaded: Trainer would take a step more."""
     if checkpoint is None:
         trainer.train()
@@ -282,47 +297,23 @@ def run_training(trainer: Trainer, checkpoint: Path | None) -> None:
     trainer.state = state
 
 
-def end_early(cfg: DictConfig, run: Path, trainer: Trainer, monitor: Monitor, interruption: Interruption) -> None:
+def end_early(run: Run, trainer: Trainer, monitor: Monitor) -> None:
     """Raise Interrupted or Stopped where a signal or the monitor ended the training; roll back where that is asked."""
-    if interruption.signal is not None:
+    if run.interruption.signal is not None:
         step = trainer.state.global_step
         raise Interrupted(
-            interruption.signal,
-            f"Interrupted: {run}/checkpoint-{step} holds step {step} of {trainer.state.max_steps}. {way_on(cfg)}",
+            run.interruption.signal,
+            f"Interrupted: {run.path}/checkpoint-{step} holds step {step} of {trainer.state.max_steps}. "
+            f"{way_on(run.cfg)}",
         )
     if monitor.stopped_by is None:
         return
-    if cfg.health.action == "rollback" and (good := checkpoints.newest(run, before=monitor.stopped_by.step)):
+    if run.cfg.health.action == "rollback" and (good := checkpoints.newest(run.path, monitor.stopped_by.step)):
         checkpoints.restore(trainer, good)
         monitor.rolled_back_to = good.name
         print(f"health: rolled back to {good.name}")
         return
-    raise Stopped(f"Stopped: {monitor.stopped_by} The checkpoints in {run} stay.")
-
-
-def identities(cfg: DictConfig, trainer: Trainer, data: Data, choices: dict[str, str]) -> dict:
-    """What the run was made of: config files, data, model weights, reference."""
-    with sharding.whole(trainer.model):
-        weights = fingerprint(trainer.model)
-    return {
-        "choices": choices,
-        "data": {"path": OmegaConf.to_object(cfg.data)["path"], "fingerprint": data.fingerprint},
-        "model": {"path": cfg.model.path, "revision": cfg.model.revision, "weights": weights},
-        "reference": reference_of(trainer, cfg),
-    }
-
-
-def reference_of(trainer: Trainer, cfg: DictConfig) -> str:
-    """What the rewards are measured against, in words."""
-    if not hasattr(trainer, "ref_model"):
-        return "none: this loss has no reference"
-    if not trainer.starts_as_reference:
-        return f"another model, {cfg.model.reference}"
-    if getattr(trainer, "precompute_ref_logps", False):
-        return "the model before its first step, its log-probs computed beforehand"
-    return (
-        "the model with its adapter off" if trainer.ref_model is None else "a copy of the model before its first step"
-    )
+    raise Stopped(f"Stopped: {monitor.stopped_by} The checkpoints in {run.path} stay.")
 
 
 def chosen_files(cfg: DictConfig) -> dict[str, str]:

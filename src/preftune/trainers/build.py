@@ -71,12 +71,7 @@ def _build(cfg: DictConfig, data: Data, tokenizer, trainer_class: type) -> Train
     if data.eval is None:
         arguments["eval_strategy"] = "no"
     evaluated = None if arguments["eval_strategy"] == "no" else data.eval
-    if "balance_labels" in cfg.loss and cfg.loss.balance_labels and data.kto_weights:
-        arguments |= {key: arguments[key] * weight for key, weight in data.kto_weights.items()}
-        print(f"KTO weights: {', '.join(f'{key} {arguments[key]:g}' for key in data.kto_weights)}")
-    if arguments.get("precompute_ref_log_probs") is False and (moved := moves_base(cfg.lora)):
-        arguments["precompute_ref_log_probs"] = isinstance(data.train, Dataset) and cfg.model.reference is None
-        print(f"reference: lora.{moved[0]} trains base weights, so the reference is the model before its first step")
+    fit_to_data(arguments, cfg, data)
     arguments |= early_stopping(cfg, arguments) | engine.arguments(cfg)
     args = args_class(
         output_dir=cfg.output_dir,
@@ -118,6 +113,16 @@ def _build(cfg: DictConfig, data: Data, tokenizer, trainer_class: type) -> Train
     if cfg.health.early_stopping:
         trainer.add_callback(EarlyStoppingCallback(cfg.health.early_stopping))
     return trainer
+
+
+def fit_to_data(arguments: dict, cfg: DictConfig, data: Data) -> None:
+    """Set the arguments that hang on the rows: KTO's weights by its labels, a reference that an adapter would move."""
+    if "balance_labels" in cfg.loss and cfg.loss.balance_labels and data.kto_weights:
+        arguments |= {key: arguments[key] * weight for key, weight in data.kto_weights.items()}
+        print(f"KTO weights: {', '.join(f'{key} {arguments[key]:g}' for key in data.kto_weights)}")
+    if arguments.get("precompute_ref_log_probs") is False and (moved := moves_base(cfg.lora)):
+        arguments["precompute_ref_log_probs"] = isinstance(data.train, Dataset) and cfg.model.reference is None
+        print(f"reference: lora.{moved[0]} trains base weights, so the reference is the model before its first step")
 
 
 def adapter(lora: DictConfig, model) -> LoraConfig | None:
