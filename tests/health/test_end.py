@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from preftune.config.errors import Stopped
 from preftune.runs import training
-from preftune.runs.training import run_training
+from preftune.runs.training import fit
 
 WEIGHTS = {"trained_weights_moved", "saved_equals_memory"}
 FROZEN = {"frozen_weights_stayed"}
@@ -51,7 +51,7 @@ def stopped_by(composed, monkeypatch, tmp_path):
     """The codes of the findings of a run whose training `spoil` has had its hand in."""
 
     def start(spoil, *overrides, before=False):
-        train = run_training
+        train = fit
 
         def spoiled(trainer, checkpoint):
             if before:
@@ -60,7 +60,7 @@ def stopped_by(composed, monkeypatch, tmp_path):
             if not before:
                 spoil(trainer)
 
-        monkeypatch.setattr(training, "run_training", spoiled)
+        monkeypatch.setattr(training, "fit", spoiled)
         cfg = composed("dpo", "gate.max_perplexity=1000", "train.max_steps=2", "samples=1", *overrides)
         with pytest.raises(Stopped):
             training.stage(cfg, {})
