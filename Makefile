@@ -26,8 +26,8 @@ demo: $(READY) ## SFT, then DPO, on the embedded model and the shipped data (abo
 test: $(READY) ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not slow" $(ARGS)
 
-test-slow: $(READY) ## the tests that take minutes: wheel, hub, full disk
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow $(ARGS)
+test-slow: $(READY) ## the tests that take minutes: wheel, hub, kills, several processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile -m slow $(ARGS)
 
 lint: $(READY) ## check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -34,7 +34,10 @@ def call(*command, cwd, **environment):
 def built(tmp_path_factory):
     """The sdist of a clean clone, and the wheel that is built from that sdist."""
     folder = tmp_path_factory.mktemp("built")
-    shutil.copytree(ROOT, folder / "clone", ignore=shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info"))
+    unwanted = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
+    shutil.copytree(
+        ROOT, folder / "clone", ignore=lambda at, names: unwanted(at, names) | ({"runs"} if at == str(ROOT) else set())
+    )
     call(sys.executable, "-m", "build", "--outdir", folder / "dist", folder / "clone", cwd=folder)
     return folder / "dist"
 

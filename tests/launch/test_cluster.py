@@ -15,6 +15,8 @@ import pytest
 
 from preftune.runs.training import train
 
+pytestmark = pytest.mark.slow
+
 LINE = [
     *("model=tiny", "hardware.bf16=false", "tracking=none", "gate.on_fail=warn", "samples=0", "train.max_steps=4"),
     *("train.logging_steps=1", "train.eval_strategy=no", "train.learning_rate=3e-3", "data=file"),

@@ -19,6 +19,8 @@ from preftune.launch.join import ACCELERATES, require_fitting
 from preftune.runs.checkpoints import require_readable
 from preftune.runs.training import train
 
+pytestmark = pytest.mark.slow
+
 STEPS = 20
 LINE = [
     *("model=tiny", "hardware.bf16=false", "tracking=none", "gate.on_fail=warn", "samples=1"),

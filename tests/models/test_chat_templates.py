@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trl
 from omegaconf import OmegaConf
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, set_seed
 
 from preftune.models import embedded
 from preftune.models.load import load_tokenizer
@@ -128,6 +128,7 @@ def base(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(embedded.folder("embedded://tiny"))
     tokenizer.add_special_tokens({"eos_token": "<|endoftext|>"})
     model = AutoModelForCausalLM.from_pretrained(embedded.folder("embedded://tiny"))
+    set_seed(0)
     model.resize_token_embeddings(len(tokenizer))
     model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(tmp_path / "base")

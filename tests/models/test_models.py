@@ -84,6 +84,7 @@ def test_a_4_bit_layer_passes_gradients_after_a_forward_without_them(composed):
     assert silent == []
 
 
+@pytest.mark.slow
 def test_tokens_without_an_embedding_are_one_line_whose_remedy_works(typed, small, pairs_file, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
