@@ -34,10 +34,9 @@ def call(*command, cwd, **environment):
 def built(tmp_path_factory):
     """The sdist of a clean clone, and the wheel that is built from that sdist."""
     folder = tmp_path_factory.mktemp("built")
-    unwanted = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
-    shutil.copytree(
-        ROOT, folder / "clone", ignore=lambda at, names: unwanted(at, names) | ({"runs"} if at == str(ROOT) else set())
-    )
+    left = {path.name for path in ROOT.glob(".*")} | {path.name for path in ROOT.glob("*.egg-info")}
+    left |= {"build", "dist", "runs"}
+    shutil.copytree(ROOT, folder / "clone", ignore=lambda at, names: left if Path(at) == ROOT else {"__pycache__"})
     call(sys.executable, "-m", "build", "--outdir", folder / "dist", folder / "clone", cwd=folder)
     return folder / "dist"
 
