@@ -1,4 +1,4 @@
-"""Speed, work and memory of preftune beside TRL as it comes, TRL tuned by hand, and the limit.
+"""Speed, work and memory of preftune beside TRL with its defaults, TRL tuned by hand, and the limit.
 
 python -m benchmarks.fastpath --quick        or: make bench-quick    one case
 python -m benchmarks.fastpath                or: make bench          every case of CASES

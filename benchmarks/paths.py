@@ -1,6 +1,6 @@
 """One way to train, in a process of its own: it steps when it is told to, and says what each step took.
 
-Started by benchmarks/fastpath.py, which reads the lines that begin with BENCH. The ways are TRL as it comes, TRL tuned
+Started by benchmarks/fastpath.py, which reads the lines that begin with BENCH. The ways are TRL with its defaults, TRL tuned
 by hand, preftune, and the limit (benchmarks/limit.py).
 """
 
@@ -35,7 +35,7 @@ class Case:
     tuning: str = "lora"  # lora | full
     dtype: str = "bfloat16"  # what autocast multiplies in; the weights are float32
     source: str = "hh"  # hh | demo | synthetic-<prompt tokens>-<answer tokens>
-    checkpointing: bool | str = False  # of preftune, and of TRL tuned where true; TRL as it comes has it on
+    checkpointing: bool | str = False  # of preftune, and of TRL tuned where true; TRL with its defaults has it on
     batch: int = 8
     max_length: int = 512  # at 1024 TRL tuned, without checkpointing, outgrows 24 GB on HH dialogues
     rows: int | None = None  # of the data; None: all

@@ -13,11 +13,11 @@ MARKS = "<!-- table: python -m benchmarks.report -->", "<!-- end of table -->"
 NAMES = {"trl_default": "TRL", "trl_tuned": "TRL tuned", "preftune": "preftune", "limit": "limit"}
 COLOURS = {"trl_default": "#b0b7c3", "trl_tuned": "#7d8797", "preftune": "#2563eb", "limit": "#d97706"}
 MEASURES = {
-    "seconds_per_pair": "seconds a pair",
-    "gflop_per_pair": "GFLOP a pair",
+    "seconds_per_pair": "seconds per pair",
+    "gflop_per_pair": "GFLOP per pair",
     "peak_gb": "peak memory, GB",
-    "seconds_per_pair_first_run": "first run: seconds a pair",
-    "gflop_per_pair_first_run": "first run: GFLOP a pair",
+    "seconds_per_pair_first_run": "first run: seconds per pair",
+    "gflop_per_pair_first_run": "first run: GFLOP per pair",
 }
 
 

@@ -75,7 +75,7 @@ def opened(path: Path) -> BinaryIO:
 
 
 def jsonl(path: Path, name: str) -> Iterator[Read]:
-    """A JSON object a line; blank lines are passed over."""
+    """A JSON object per line; blank lines are passed over."""
     with opened(path) as lines:
         for number, line in enumerate(lines, start=1):
             if number == 1:

@@ -14,7 +14,7 @@ class Kind:
     remedy: str
 
 
-LEFT_OUT = "mend the rows, or leave them out: data.on_bad_rows=skip"
+LEFT_OUT = "fix the rows, or skip them: data.on_bad_rows=skip"
 
 KINDS = {
     # files and lines
@@ -82,7 +82,7 @@ KINDS = {
     "role_order": Kind(
         ERROR,
         "roles out of order",
-        "chat templates refuse such dialogues, or garble them: mend them, or data.on_bad_rows=skip",
+        "chat templates refuse such dialogues, or garble them: fix them, or data.on_bad_rows=skip",
     ),
     "identical_pair": Kind(
         WARNING,
@@ -176,7 +176,7 @@ KINDS = {
     "template_refuses": Kind(
         ERROR,
         "the chat template refuses the dialogue",
-        "mend the roles, name another template (model.chat_template=FILE), or data.on_bad_rows=skip",
+        "fix the roles, name another template (model.chat_template=FILE), or data.on_bad_rows=skip",
     ),
     "prompt_not_prefix": Kind(
         WARNING,

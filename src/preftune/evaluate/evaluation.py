@@ -32,11 +32,11 @@ ROWS = {  # of a model's figures: what it is called in the table, and its format
     "accuracy_ci": ("  95% interval", ".1%"),
     "length_controlled_accuracy": ("  at equal length", ".1%"),
     "margin": ("margin", ".4f"),
-    "logratio_chosen_per_token": ("log-ratio chosen, nats a token", "+.4f"),
-    "logratio_rejected_per_token": ("log-ratio rejected, nats a token", "+.4f"),
-    "kl": ("KL to the reference, nats an answer", ".3f"),
+    "logratio_chosen_per_token": ("log-ratio chosen, nats per token", "+.4f"),
+    "logratio_rejected_per_token": ("log-ratio rejected, nats per token", "+.4f"),
+    "kl": ("KL to the reference, nats per answer", ".3f"),
     "kl_error": ("  standard error", ".3f"),
-    "kl_per_token": ("  nats a token", ".4f"),
+    "kl_per_token": ("  nats per token", ".4f"),
     "perplexity": ("perplexity of SFT data", ".2f"),
     "reference_perplexity": ("  the reference's", ".2f"),
     "win_rate": ("win rate against the reference", ".1%"),
@@ -132,7 +132,7 @@ def whole_set(path, view: str, tokenizer, max_length: int | None) -> Dataset:
 
 
 def preferences(policy: PairScores, reference: PairScores, beta: float) -> dict:
-    """How the implicit rewards rank the pairs, and where the log-probs went; log-ratios in nats a token."""
+    """How the implicit rewards rank the pairs, and where the log-probs went; log-ratios in nats per token."""
     margins = pairs.margins(policy, reference, beta)
     right, rewards = (margins > 0).double(), implicit_rewards(policy, reference, beta)
     ratios = {side: getattr(policy, side) - getattr(reference, side) for side in ("chosen", "rejected")}

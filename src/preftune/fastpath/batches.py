@@ -101,7 +101,7 @@ class LengthSampler(Sampler[int]):
 class BudgetSampler(BatchRebalanceSampler):
     """Batches of as many rows of similar length as `tokens` hold, padding included; this rank's share of them.
 
-    Rows are grouped once a run, so that every epoch has as many batches, and the batches are shuffled every epoch. A
+    Rows are grouped once per run, so that every epoch has as many batches, and the batches are shuffled every epoch. A
     row longer than the budget is a batch of its own. The base class is how transformers' Trainer tells a batch sampler
     that shares rows among the ranks by itself; nothing else of it is used.
     """

@@ -147,7 +147,7 @@ def kl_large(history: History, limits) -> Finding | None:
             history.step,
             kl,
             limits.kl_max,
-            "Policy and reference have parted (nats a token, estimated on the training answers): what the reference "
+            "Policy and reference have parted (nats per token, estimated on the training answers): what the reference "
             "knew is being lost.",
             "A higher loss.beta, a lower train.learning_rate, fewer steps.",
         )
@@ -232,7 +232,7 @@ def entropy_collapse(history: History, limits) -> Finding | None:
             history.step,
             1 - now / start,
             limits.entropy_fall,
-            f"The policy's entropy fell from {start:.2f} to {now:.2f} nats a token: it says one thing whatever it is "
+            f"The policy's entropy fell from {start:.2f} to {now:.2f} nats per token: it says one thing whatever it is "
             "asked.",
             "A lower train.learning_rate, a higher loss.beta, fewer epochs, more diverse prompts.",
         )

@@ -11,7 +11,7 @@ def is_rank(environ: MutableMapping[str, str] = os.environ) -> bool:
 
 
 def take_place(environ: MutableMapping[str, str]) -> None:
-    """Set what torch reads (RANK, …) from what srun sets, where it has started one task a process.
+    """Set what torch reads (RANK, …) from what srun sets, where it has started one task per process.
 
     One task a machine is left alone where it starts the ranks of its machine itself.
     """

@@ -126,6 +126,6 @@ def best_against_worst(row: dict, length_ratio: float) -> dict | None:
 
 
 def write_rows(path: Path, rows) -> None:
-    """One JSON object a line, in place at once."""
+    """One JSON object per line, in place at once."""
     if main_process():
         write_text(path, "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows))

@@ -17,7 +17,7 @@ def lines(plan: Plan) -> list[str]:
         f"({largest})",
         f"plan: {plan.steps:,} steps of {plan.global_batch:,} rows, {plan.rows:,} rows an epoch, "
         f"{count(plan.tokens)} tokens, {plan.padding:.0%} of them padding{scored}",
-        f"plan: {duration(plan.seconds)} at {plan.tflops:g} TFLOP/s a device (hardware.tflops); rows: {plan.lengths}",
+        f"plan: {duration(plan.seconds)} at {plan.tflops:g} TFLOP/s per device (hardware.tflops); rows: {plan.lengths}",
     ]
 
 

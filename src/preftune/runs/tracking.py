@@ -1,4 +1,4 @@
-"""Where a run's metrics go: <run>/metrics.jsonl always, Weights & Biases as the machine allows it, one line a step."""
+"""Where a run's metrics go: <run>/metrics.jsonl always, Weights & Biases as the machine allows it, one line per step."""
 
 import json
 import os
@@ -36,7 +36,7 @@ SHOWN = {  # what the line of a logging step says, in this order
 
 
 class MetricsFile(TrainerCallback):
-    """One JSON object a line for what is logged: step, seconds since the start, and the metrics by TRL's names."""
+    """One JSON object per line for what is logged: step, seconds since the start, and the metrics by TRL's names."""
 
     def __init__(self, path: Path):
         self.path, self.started = path, time.time()
@@ -59,7 +59,7 @@ class MetricsFile(TrainerCallback):
 class Progress(TrainerCallback):
     """A progress bar with one line a logging step, in the place of Trainer's bar and its printed dictionaries.
 
-    The bar says how the training rows stand: margin, accuracy and tokens a second.
+    The bar says how the training rows stand: margin, accuracy and tokens per second.
     """
 
     def __init__(self, title: str):

@@ -32,7 +32,7 @@ def accumulation(cfg: DictConfig, world_size: int) -> int:
     if typed(ACCUMULATION) and hardware.gradient_accumulation_steps != steps:
         given = hardware.gradient_accumulation_steps
         raise GlobalBatchError(
-            f"{ACCUMULATION}={given} and global_batch={whole} do not agree: {rows} rows a device × {world_size} "
+            f"{ACCUMULATION}={given} and global_batch={whole} do not agree: {rows} rows per device × {world_size} "
             f"{devices(world_size)} × {given} = {rows * world_size * given}. Leave {ACCUMULATION} out "
             f"({steps} follows), or write global_batch={rows * world_size * given}"
         )
@@ -48,7 +48,7 @@ def indivisible(whole: int, rows: int, world_size: int) -> str:
         near = max(1, round(whole / (rows * world_size))) * rows * world_size
         remedy = f"{world_size} devices do not divide it; write global_batch={near}, or take fewer devices"
     return (
-        f"global_batch={whole} is no multiple of {rows} rows a device × {world_size} {devices(world_size)} = "
+        f"global_batch={whole} is no multiple of {rows} rows per device × {world_size} {devices(world_size)} = "
         f"{rows * world_size}; {remedy}"
     )
 
