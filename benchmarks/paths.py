@@ -1,7 +1,7 @@
 """One way to train, in a process of its own: it steps when it is told to, and says what each step took.
 
-Started by benchmarks/fastpath.py, which reads the lines that begin with BENCH. The ways are TRL with its defaults, TRL tuned
-by hand, preftune, and the limit (benchmarks/limit.py).
+Started by benchmarks/fastpath.py, which reads the lines that begin with BENCH. The ways are TRL with its defaults, TRL
+tuned by hand, preftune, and the limit (benchmarks/limit.py).
 """
 
 import json

@@ -36,8 +36,8 @@ LOST = re.compile(r"Connection (closed|reset) by peer|remote process exited|Brok
 def run(cfg: DictConfig, recipe: str, task: str) -> float | None:
     """Run `task` ("module:function" of the config) as `cfg.hardware` says; the objective of a sweep: held-out accuracy.
 
-    `recipe` is the module to start once per rank. A UserError ends the program with its message alone; within a sweep it
-    is printed and raised, so that Hydra goes on with the other jobs. Imports torch only where this process trains.
+    `recipe` is the module to start once per rank. A UserError ends the program with its message alone; within a sweep
+    it is printed and raised, so that Hydra goes on with the other jobs. Imports torch only where this process trains.
     """
     slurm.take_place(os.environ)
     with plainly(cfg):

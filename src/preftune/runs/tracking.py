@@ -1,4 +1,4 @@
-"""Where a run's metrics go: <run>/metrics.jsonl always, Weights & Biases as the machine allows it, one line per step."""
+"""Where a run's metrics go: <run>/metrics.jsonl always, W&B as the machine allows it, one line per step."""
 
 import json
 import os
