@@ -42,8 +42,8 @@ def perplexity_gate(scores: PairScores, pairs, settings: DictConfig) -> tuple[di
         0,
         value,
         settings.max_perplexity,
-        f"The perplexity of the held-out chosen answers is {value:.1f}: the model has not learned them, and a preference "
-        "stage would learn noise.",
+        f"The perplexity of the held-out chosen answers is {value:.1f}: the model has not learned them, and a "
+        "preference stage would learn noise.",
         "Train it on them first (python -m recipes.sft_dpo, more epochs or a higher sft.train.learning_rate), or go "
         "on all the same with gate.on_fail=warn, or raise gate.max_perplexity if such answers are short or full of "
         "facts.",

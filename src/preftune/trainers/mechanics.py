@@ -43,7 +43,7 @@ def robust(logratio: float, beta: float, label_smoothing: float) -> float:
 
 
 def row(chosen, rejected, ref_chosen, ref_rejected, beta: float, label_smoothing: float) -> dict:
-    """One β over all pairs: losses as means, and a list a pair of rewards, margins and gradient weights.
+    """One β over all pairs: losses as means, and rewards, margins and gradient weights per pair.
 
     A gradient weight is the σ(r̂(rejected) − r̂(chosen)) of the DPO paper's gradient (section 4), which stands beside a
     factor β: 0.5 where policy and reference agree, towards 1 where the policy ranks the pair wrongly.
