@@ -218,3 +218,10 @@ def test_what_a_library_refuses_is_one_line_in_its_own_words(composed, recipe, g
 def test_a_target_module_that_is_not_there_is_named(composed, capsys):
     build_trainer(composed("dpo", "lora.target_modules=[q_proj,nope]"))
     assert "lora.target_modules: no module is named nope" in capsys.readouterr().out
+
+
+def test_a_best_metric_that_no_evaluation_has_is_one_line(composed):
+    asked = ["+train.metric_for_best_model=nope", "+train.load_best_model_at_end=true", "train.eval_steps=2"]
+    cfg = composed("dpo", *asked, "train.eval_strategy=steps", "train.save_strategy=steps", "train.save_steps=2")
+    with pytest.raises(SettingsError, match="metric_for_best_model=nope: no evaluation has it.*eval_loss"):
+        train(cfg, {})

@@ -8,7 +8,7 @@ from datasets import Dataset
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from peft import LoraConfig
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from preftune.config.errors import UserError
@@ -47,6 +47,16 @@ def trainer_arguments(cfg: DictConfig) -> dict:
 
 class SettingsError(UserError):
     """Settings that TRL, transformers or PEFT refuse, in their own words."""
+
+
+class BestIsMeasured(TrainerCallback):
+    """Ends a run whose `metric_for_best_model` no evaluation has, in a line; Trainer would end in a KeyError."""
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        wanted = args.metric_for_best_model
+        if wanted and metrics and not {wanted, f"eval_{wanted}"} & metrics.keys():
+            found = ", ".join(sorted(metrics))
+            raise SettingsError(f"train.metric_for_best_model={wanted}: no evaluation has it; there are {found}")
 
 
 def build(cfg: DictConfig, data: Data, tokenizer, trainer_class: type) -> Trainer:
@@ -110,6 +120,7 @@ def _build(cfg: DictConfig, data: Data, tokenizer, trainer_class: type) -> Train
     trainer.starts_as_reference = cfg.model.reference is None
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(BestIsMeasured())
     if cfg.health.early_stopping:
         trainer.add_callback(EarlyStoppingCallback(cfg.health.early_stopping))
     return trainer
