@@ -142,7 +142,13 @@ def test_the_export_stops_where_the_trained_model_does(lora, typed, small, base,
     rows = [{"prompt": f"Is {n} a number?", "chosen": "Yes.", "rejected": "No " * 5} for n in range(16)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = ["model=path", f"model.path={base}", "model.eos_token=<|im_end|>", "data=file", "data.path=rows.jsonl"]
-    steps = ["train.max_steps=100", "train.learning_rate=0.005", "train.eval_strategy=no", "output_dir=run", "samples=2"]
+    steps = [
+        "train.max_steps=100",
+        "train.learning_rate=0.005",
+        "train.eval_strategy=no",
+        "output_dir=run",
+        "samples=2",
+    ]
     done = typed("recipes.sft", *small, *given, *steps, *lora.split())
     assert done.returncode == 0, done.stderr
     assert typed("recipes.export", "run=run", "output=out").returncode == 0
