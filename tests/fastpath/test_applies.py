@@ -47,7 +47,7 @@ def test_an_attention_that_takes_no_mask_is_named(trainers, pairs):
     _, ours = trainers(DPOTrainer, DPOConfig, tiny_model("llama"), pairs, ref_model=tiny_model("llama"))
     model = tiny_model("llama")
     model.config._attn_implementation = "flash_attention_2"
-    from preftune.fastpath import why_not
+    from preftune.fastpath.applies import why_not
 
     assert why_not(model, ours) == "attn_implementation=flash_attention_2 takes no mask; sdpa, eager, flex_attention do"
     assert why_not(tiny_model("llama"), ours) is None
@@ -55,7 +55,7 @@ def test_an_attention_that_takes_no_mask_is_named(trainers, pairs):
 
 def test_a_model_that_reads_masks_in_its_own_way_is_found_out(trainers, pairs, monkeypatch):
     _, ours = trainers(DPOTrainer, DPOConfig, tiny_model("llama"), pairs, ref_model=tiny_model("llama"))
-    from preftune.fastpath import why_not
+    from preftune.fastpath.applies import why_not
 
     model = tiny_model("llama")
     for layer in model.model.layers:

@@ -18,7 +18,7 @@ def world_size() -> int:
 
 
 def processes(cfg: DictConfig) -> int:
-    """How many processes a machine is asked for: nproc; without it one, and with an engine one a visible GPU."""
+    """How many processes each machine is asked for: nproc; without it one, and with an engine one per visible GPU."""
     if cfg.nproc or not cfg.hardware.engine or cfg.hardware.use_cpu:
         return cfg.nproc or 1
     return max(1, len(hardware.nvidia() or hardware.rocm()))

@@ -31,10 +31,3 @@ def trainer_class(cls: type, **settings) -> type:
     """
     parts = mixins(cls)
     return type(cls.__name__, (*parts, cls), {"__module__": __name__, **settings}) if parts else cls
-
-
-def why_not(model, trainer) -> str | None:
-    """Why `model`, which `trainer` runs, cannot be packed, in one line; None where it is."""
-    from preftune.fastpath import applies
-
-    return applies.why_not(model, trainer)

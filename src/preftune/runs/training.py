@@ -31,7 +31,7 @@ from preftune.models.load import load_tokenizer, quiet, require_whole
 from preftune.models.tokenizer import carry
 from preftune.plan import plan, text
 from preftune.plan.plan import require_fits
-from preftune.report import page, terminal
+from preftune.report import terminal
 from preftune.report.record import MODEL_ONLY, way_on
 from preftune.runs import checkpoints, directory
 from preftune.runs.checkpoints import Seal, carry_on, require_readable, require_resumable, save_whole
@@ -89,6 +89,8 @@ def stage(cfg: DictConfig, choices: dict[str, str] | None = None) -> dict:
 
 def write_report(run: Path) -> None:
     """Write report.html; what is wrong with it must not change how the run itself ended."""
+    from preftune.report import page  # matplotlib takes half a second, which other ranks and the start are spared
+
     try:
         page.write(run)
     except Exception as error:
