@@ -8,6 +8,7 @@ docs/plan.md.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import random
@@ -89,7 +90,7 @@ def measure(recipe: str, overrides: list[str], only_plan: bool) -> None:
     data = load(cfg.data, view=cfg.loss.view, tokenizer=tokenizer, max_length=cfg.train.max_length, seed=0)
     planned = plan.plan(cfg, data, tokenizer)
     if only_plan:
-        return print("FOUND", json.dumps({"planned": planned.as_json()}), flush=True)
+        return print("FOUND", json.dumps({"planned": dataclasses.asdict(planned)}), flush=True)
     get_class(cfg.loss.trainer)  # TRL's code, and what PyTorch loads for its first product, are not the run's
     with torch.autocast("cpu", torch.bfloat16):
         torch.nn.Linear(64, 64)(torch.ones(64, 64)).sum().backward()
@@ -100,7 +101,12 @@ def measure(recipe: str, overrides: list[str], only_plan: bool) -> None:
     built.train()
     peak = memory("VmHWM")
     seconds = built.state.log_history[-1]["train_runtime"]
-    found = {"measured": peak - idle, "loaded": loaded - idle, "seconds": seconds, "planned": planned.as_json()}
+    found = {
+        "measured": peak - idle,
+        "loaded": loaded - idle,
+        "seconds": seconds,
+        "planned": dataclasses.asdict(planned),
+    }
     print("FOUND", json.dumps(found), flush=True)
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,9 +14,8 @@ from preftune.config.processes import processes, sharding_engine
 from preftune.data import settings
 from preftune.data.load import load
 from preftune.models.load import load_tokenizer, location
-from preftune.plan.plan import plan
-from preftune.plan.planner import Plan
-from preftune.plan.sizes import PlanError
+from preftune.plan.model import PlanError
+from preftune.plan.plan import Plan, plan
 from preftune.plan.text import page
 
 WORDS = {
@@ -56,12 +56,12 @@ def stages(cfg: DictConfig) -> dict[str, DictConfig]:
 
 def as_json(plans: dict[str, Plan]) -> dict:
     """One plan as it is; several with what they come to: the larger memory, the sum of steps, tokens and seconds."""
-    told = {name: each.as_json() for name, each in plans.items()}
+    told = {name: asdict(each) for name, each in plans.items()}
     if len(told) == 1:
         return next(iter(told.values()))
     largest = max(plans.values(), key=lambda each: each.memory_gb["total"])
     sums = {key: sum(each[key] for each in told.values()) for key in ("steps", "tokens", "seconds")}
-    return largest.as_json() | sums | {"stages": told}
+    return asdict(largest) | sums | {"stages": told}
 
 
 def planned(cfg: DictConfig) -> Plan:

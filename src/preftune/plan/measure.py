@@ -1,15 +1,13 @@
 """What a model holds and computes while it trains: one step of a short prefix of it, run on fake tensors.
 
-Fake tensors have shapes and no memory, so nothing is downloaded or allocated. The prefix holds each kind of layer once;
-what a layer keeps and computes is measured there and counted as often as the whole model has its kind. The layers are
-transformers' and PEFT's own: no architecture is known here.
+Fake tensors have shapes and no memory, so nothing is downloaded or allocated. The prefix holds each kind of layer once.
+It is run at that depth and at twice that depth; what the second adds is counted up to the model's own depth. The layers
+are transformers' and PEFT's own: no architecture is known here.
 """
 
 import copy
-import itertools
 import logging
 import weakref
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,7 +27,7 @@ from preftune.models.load import class_of, lora_config
 
 @dataclass(frozen=True)
 class Setting:
-    """What a step's memory depends on: rows × columns tokens, precision, adapter. Hashable, so that it is kept."""
+    """What a step's memory depends on: rows × columns tokens, precision, adapter. Hashable, so that it can be a key."""
 
     rows: int
     columns: int
@@ -47,15 +45,14 @@ class Setting:
 class Footprint:
     """Bytes that the layers hold for one step, and the FLOP that they take, both without the head.
 
-    `kept` for the backward by all layers and the ends of the backbone, `first` by the ends and the first layer alone.
-    `handed` is what a layer gives to the next, `working` what a backward takes beside what is kept for a moment, with
-    what checkpointing computes again, `scoring` what a forward without gradients takes. `forward` and `step` (forward
-    and backward) are FLOP per token outside attention, `attention_forward` and `attention_step` in it, per token and
-    column. `doubled`: measured in bfloat16 and doubled, as the experts' product is not there for fake float32.
+    `kept` for the backward by all layers and the ends of the backbone, `layer` by one layer of them. `handed` is what a
+    layer gives to the next, `working` what a backward takes beside what is kept, with what checkpointing computes
+    again, `scoring` what a forward without gradients takes. `forward` and `step` (forward and backward) are FLOP per
+    token outside attention, `attention_forward` and `attention_step` in it, per token and column.
     """
 
     kept: float
-    first: float
+    layer: float
     handed: float
     working: float
     scoring: float
@@ -63,7 +60,7 @@ class Footprint:
     step: float
     attention_forward: float
     attention_step: float
-    doubled: bool = False
+    doubled: bool = False  # measured in bfloat16 and doubled: the experts' product is not there for fake float32
 
 
 def _grouped(a, b, *_, out_shape=None, **__):  # the experts' product: (tokens, k) × (experts, k, n), and its backward
@@ -132,32 +129,57 @@ class Watch(TorchDispatchMode):
         self.now -= size
 
 
+def footprint(config: PreTrainedConfig, setting: Setting) -> Footprint:
+    """What a step of the whole model takes, from steps of two prefixes; of all of it where two are no shorter."""
+    depth = config.get_text_config().num_hidden_layers
+    prefix = prefix_of(config)
+    depths = (prefix, 2 * prefix) if 2 * prefix < depth else (0, depth)
+    try:
+        one, two = (_step(config, layers, setting) for layers in depths)
+        double = 1
+    except (RuntimeError, NotImplementedError, ValueError):
+        if setting.dtype != "float32" or setting.autocast:
+            raise
+        one, two = (_step(config, layers, replace(setting, dtype="bfloat16")) for layers in depths)
+        double = 2
+    per_layer = {name: (two[name] - one[name]) / (depths[1] - depths[0]) for name in two}
+    whole = {name: two[name] + (depth - depths[1]) * per_layer[name] for name in two}
+    tokens = setting.rows * setting.columns
+    return Footprint(
+        kept=double * whole["kept"],
+        layer=double * per_layer["kept"],
+        handed=double * two["handed"],
+        working=double * two["working"],
+        scoring=double * two["scoring"],
+        forward=(whole["forward"] - whole["attention_forward"]) / tokens,
+        step=(whole["step"] - whole["attention_step"]) / tokens,
+        attention_forward=whole["attention_forward"] / tokens / setting.columns,
+        attention_step=whole["attention_step"] / tokens / setting.columns,
+        doubled=double == 2,
+    )
+
+
+def prefix_of(config: PreTrainedConfig) -> int:
+    """How many layers, from the first, hold each kind of layer: told apart by parameters' shapes and layer types."""
+    text = config.get_text_config()
+    depth = text.num_hidden_layers
+    lists = (m for m in backbone(meta_model(config, "bfloat16")).modules() if isinstance(m, torch.nn.ModuleList))
+    layers = next((each for each in lists if len(each) == depth), None)
+    if layers is None:
+        return depth
+    types = getattr(text, "layer_types", None) or [None] * depth
+    shapes = [tuple((name, tuple(p.shape)) for name, p in layer.named_parameters()) for layer in layers]
+    kinds = list(zip(shapes, types, strict=False)) if len(types) == depth else shapes
+    return max(kinds.index(kind) for kind in kinds) + 1
+
+
 def meta_model(config: PreTrainedConfig, dtype: str, attention: str | None = None, adapter: tuple | None = None):
     """The model without weights in the class that it would be loaded in, wrapped by PEFT where there is an adapter."""
     kind = class_of(config) or AutoModelForCausalLM
     make = getattr(kind, "from_config", None) or kind._from_config
     with torch.device("meta"):
-        model = make(config, dtype=getattr(torch, dtype), attn_implementation=attention)
-        if not adapter:
-            return model
-        return get_peft_model(model, lora_config(dict(adapter), model))
-
-
-def layers_of(model: torch.nn.Module, depth: int) -> list[torch.nn.Module] | None:
-    """The layers of the backbone; None where no list of modules has so many."""
-    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == depth)
-    return next(map(list, lists), None)
-
-
-def kinds(model: torch.nn.Module, config: PreTrainedConfig) -> list | None:
-    """What tells the layers apart: the shapes of their parameters, and the type that the configuration gives them."""
-    text = config.get_text_config()
-    layers = layers_of(backbone(model), text.num_hidden_layers)
-    if layers is None:
-        return None
-    types = getattr(text, "layer_types", None) or [None] * len(layers)
-    shapes = [tuple((name, tuple(p.shape)) for name, p in layer.named_parameters()) for layer in layers]
-    return list(zip(shapes, types, strict=True)) if len(types) == len(layers) else shapes
+        model = make(copy.deepcopy(config), dtype=getattr(torch, dtype), attn_implementation=attention)
+        return get_peft_model(model, lora_config(dict(adapter), model)) if adapter else model
 
 
 def backbone(model: torch.nn.Module) -> PreTrainedModel:
@@ -182,111 +204,68 @@ def shortened(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
     return short
 
 
-def footprint(config: PreTrainedConfig, setting: Setting) -> Footprint:
-    """Run a step of a prefix of `config` on fake tensors; what it lacks of each kind of layer is added to it."""
-    found, depth = kinds(meta_model(config, "bfloat16"), config), config.get_text_config().num_hidden_layers
-    # one layer more than it takes to see each kind, since the last one is measured with what comes behind it
-    size = depth if found is None else min(depth, max(found.index(kind) for kind in set(found)) + 2)
-    short, double = config if size == depth else shortened(config, size), 1
-    try:
-        step = Step(short, setting)
-    except (RuntimeError, NotImplementedError, ValueError):
-        if setting.dtype != "float32" or setting.autocast:
-            raise
-        step, double = Step(short, replace(setting, dtype="bfloat16")), 2
-    missing = {}
-    if size < depth:
-        missing = {found.index(kind): found.count(kind) - found[:size].count(kind) for kind in set(found)}
-    kept = step.kept + sum(count * step.layers[place][0] for place, count in missing.items())
-    whole = step.forward[0] + sum(count * step.layers[place][1] for place, count in missing.items())
-    per_token = whole / max(step.forward[0], 1) / (setting.rows * setting.columns)
-    return Footprint(
-        kept=double * kept,
-        first=double * (step.kept - sum(layer[0] for layer in step.layers[1:])),
-        handed=double * step.handed,
-        working=double * step.working,
-        scoring=double * step.scoring,
-        forward=(step.forward[0] - step.forward[1]) * per_token,
-        step=(step.all[0] - step.all[1]) * per_token,
-        attention_forward=step.forward[1] * per_token / setting.columns,
-        attention_step=step.all[1] * per_token / setting.columns,
-        doubled=double == 2,
+def _step(config: PreTrainedConfig, layers: int, setting: Setting) -> dict[str, float]:
+    """Bytes and FLOP of one forward and backward of the first `layers` layers; of none, nothing."""
+    names = ("kept", "handed", "working", "scoring", "forward", "attention_forward", "step", "attention_step")
+    if not layers:
+        return dict.fromkeys(names, 0)
+    model = meta_model(
+        shortened(config, layers), setting.dtype, "eager" if setting.attention == "eager" else None, setting.adapter
     )
-
-
-class Step:
-    """One forward and backward of a model on fake tensors: bytes and FLOP of each layer, of the ends, of the whole."""
-
-    def __init__(self, config: PreTrainedConfig, setting: Setting):
-        self.setting = setting
-        attention = setting.attention if setting.attention == "eager" else None
-        model = meta_model(config, setting.dtype, attention, setting.adapter)
-        self.eager = backbone(model).config._attn_implementation == "eager"
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            _fake(model, setting)
-            base = backbone(model)
-            for parameter in base.get_input_embeddings().parameters():  # counted with the head
-                parameter.requires_grad_(False)
-            base.get_input_embeddings().register_forward_hook(
-                lambda module, given, out: out if out.requires_grad else out.requires_grad_()
-            )
-            model.train()
-            if setting.checkpointing == SELECTIVE:
-                keep_products(model)
-            if setting.checkpointing and model.supports_gradient_checkpointing:
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            layers = layers_of(base, config.get_text_config().num_hidden_layers) or []
-            watch, flop = Watch(), FlopCounterMode(display=False, custom_mapping=COUNTED)
-            kept, self.kept = self._learn(base, layers, watch, lambda: watch.now)
-            self.working = watch.most - self.kept
-            # by itself, for PyTorch's counter holds on to tensors
-            computed, self.forward = self._learn(base, layers, flop, lambda: self._counted(flop))
-            self.all = self._counted(flop)
-            self.layers = [(b - a, d[0] - c[0]) for (a, b), (c, d) in zip(kept, computed, strict=True)]
-            self.scoring = self._score(model, base) if setting.reference_tokens else 0
-
-    def _learn(self, base: PreTrainedModel, layers: list[torch.nn.Module], mode, reading: Callable):
-        """A forward and backward under `mode`: its reading around each layer's forward, and after all of them."""
-        seen: dict[int, object] = {}
-
-        def begin(place: int, *_) -> None:  # the first time alone: checkpointing runs a layer again
-            seen.setdefault(place, reading())
-
-        hooks = [layer.register_forward_pre_hook(partial(begin, place)) for place, layer in enumerate(layers)]
-        with mode:
-            hidden = self._forward(base, self.setting.rows, self.setting.columns)
-            after = reading()
-            for hook in hooks:
-                hook.remove()
-            self.handed = hidden.numel() * hidden.element_size()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        base = _prepare(model, setting)
+        watch, flop = Watch(), FlopCounterMode(display=False, custom_mapping=COUNTED)
+        with watch:
+            hidden = _forward(base, setting, setting.rows)
+            kept = watch.now
             hidden.backward(torch.empty_like(hidden))
-        return list(itertools.pairwise([*(seen[place] for place in sorted(seen)), after])), after
+        with flop:  # by itself: PyTorch's counter holds on to tensors
+            hidden = _forward(base, setting, setting.rows)
+            forward = _counted(flop, base)
+            hidden.backward(torch.empty_like(hidden))
+        scoring = Watch()
+        if setting.reference_tokens:
+            model.eval()
+            with torch.no_grad(), scoring:
+                _forward(base, setting, max(1, setting.reference_tokens // setting.columns))
+        handed = hidden.numel() * hidden.element_size()
+        found = (kept, handed, watch.most - kept, scoring.most, *forward, *_counted(flop, base))
+        return dict(zip(names, found, strict=True))
 
-    def _score(self, model, base: PreTrainedModel) -> int:
-        """The most bytes that a forward without gradients takes."""
-        model.eval()
-        watch = Watch()
-        with torch.no_grad(), watch:
-            rows = max(1, self.setting.reference_tokens // self.setting.columns)
-            self._forward(base, rows, self.setting.columns)
-        return watch.most
 
-    def _forward(self, base: PreTrainedModel, rows: int, columns: int) -> torch.Tensor:
-        ids = torch.zeros(rows, columns, dtype=torch.long)
-        lower = self.setting.autocast
-        with torch.autocast("cpu", getattr(torch, lower)) if lower else nullcontext():
-            return base(input_ids=ids, use_cache=False).last_hidden_state
+def _prepare(model: PreTrainedModel, setting: Setting) -> PreTrainedModel:
+    """Make `model`'s weights fake and set it to train as the run will. Returns its backbone."""
+    _fake(model, setting)
+    base = backbone(model)
+    for parameter in base.get_input_embeddings().parameters():  # counted with the head
+        parameter.requires_grad_(False)
+    base.get_input_embeddings().register_forward_hook(
+        lambda module, given, out: out if out.requires_grad else out.requires_grad_()
+    )
+    model.train()
+    if setting.checkpointing == SELECTIVE:
+        keep_products(model)
+    if setting.checkpointing and model.supports_gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return base
 
-    def _counted(self, flop: FlopCounterMode) -> tuple[int, int]:
-        """FLOP so far, and those of them in attention."""
-        by_operator = flop.get_flop_counts().get("Global", {})
-        inside = "bmm" if self.eager else "attention"
-        return flop.get_total_flops(), sum(count for name, count in by_operator.items() if inside in str(name))
+
+def _forward(base: PreTrainedModel, setting: Setting, rows: int) -> torch.Tensor:
+    ids, lower = torch.zeros(rows, setting.columns, dtype=torch.long), setting.autocast
+    with torch.autocast("cpu", getattr(torch, lower)) if lower else nullcontext():
+        return base(input_ids=ids, use_cache=False).last_hidden_state
+
+
+def _counted(flop: FlopCounterMode, base: PreTrainedModel) -> tuple[int, int]:
+    """FLOP so far, and how many of them in attention."""
+    inside = "bmm" if base.config._attn_implementation == "eager" else "attention"
+    by_operator = flop.get_flop_counts().get("Global", {})
+    return flop.get_total_flops(), sum(count for name, count in by_operator.items() if inside in str(name))
 
 
 def _fake(model: PreTrainedModel, setting: Setting) -> None:
     """Parameters and buffers as fake tensors, in the precision that they train in; gradients are dropped at once."""
-    fakes: dict[torch.nn.Parameter, torch.nn.Parameter] = {}  # tied modules hold one parameter, and go on doing so
+    fakes: dict[torch.nn.Parameter, torch.nn.Parameter] = {}  # tied modules go on sharing one parameter
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout) and not setting.dropout:
             module.p = 0.0
@@ -300,7 +279,7 @@ def _fake(model: PreTrainedModel, setting: Setting) -> None:
             adapted = old.requires_grad and setting.four_bit and setting.adapter  # TRL trains QLoRA's adapters in bf16
             made = torch.empty(old.shape, dtype=torch.bfloat16 if adapted else old.dtype)
             module._parameters[name] = fakes[old] = torch.nn.Parameter(made, requires_grad=old.requires_grad)
-            if old.requires_grad:  # dropped at once: they are counted apart
+            if old.requires_grad:
                 module._parameters[name].register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
     if setting.four_bit:
         base = model.get_base_model() if setting.adapter else model
@@ -310,5 +289,5 @@ def _fake(model: PreTrainedModel, setting: Setting) -> None:
 
 
 def _four_bit(weight: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """bitsandbytes' layer: it multiplies in bfloat16, and answers in the precision that it was asked in."""
+    """bitsandbytes' layer: it multiplies in bfloat16, and answers in the precision of what it was given."""
     return FourBit.apply(hidden.to(torch.bfloat16), weight).to(hidden.dtype)

@@ -1,11 +1,10 @@
-"""What a training run holds at its fullest moment, part by part, for one device."""
-
-from dataclasses import dataclass, replace
+"""What a training run holds at its fullest moment, part by part, for one device, in bytes."""
 
 from preftune.fastpath.head import CPU_TOKENS
 from preftune.plan.measure import Footprint
+from preftune.plan.model import BYTES, state_bytes, weight_bytes
 from preftune.plan.rows import Batch
-from preftune.plan.sizes import BYTES, PlanError, Sizes, state_bytes
+from preftune.plan.training import Training
 
 TILE_TOKENS, TILE_WORDS = 4096, 32768  # trl.kernels.chunked_logprob: what its head computes at once
 TILE_COPIES = 7  # of a tile in float32 that its backward holds where there is no Triton kernel
@@ -14,7 +13,7 @@ FULL_LOGITS = 3  # copies of all logits in float32 that ORPO and CPO hold on TRL
 CONTEXT = 0.8e9  # CUDA context, cuBLAS workspace, fragmentation of the allocator: assumed, measured on no card
 # On CPU: what glibc's allocator does not give back, beside a share of the activations. Fitted to runs (docs/plan.md)
 HOLES, STAYS = 0.25, 0.6e9
-MASTER = 12  # bytes a parameter of DeepSpeed's optimizer: its own float32 weights, and Adam's two states
+MASTER = 12  # bytes per parameter of DeepSpeed's optimizer: its own float32 weights, and Adam's two states
 SHARDS = {  # what is divided by the number of devices
     "none": (),
     "zero1": ("optimizer",),
@@ -24,186 +23,104 @@ SHARDS = {  # what is divided by the number of devices
     "zero2_offload": ("gradients",),
     "zero3_offload": ("weights", "gradients", "reference"),
 }
-DEEPSPEED = {name for name in SHARDS if name.startswith("zero")}
+Parts = dict[str, float]
 
 
-@dataclass(frozen=True)
-class Run:
-    """What memory depends on, beside the model's configuration."""
-
-    size: Sizes
-    weights: float  # bytes of the model's weights
-    dtype: str
-    autocast: str | None
-    optim: str
-    four_bit: bool
-    accumulation: int
-    reference: str  # none | cached | adapter off | copy
-    reference_tokens: int
-    quantized: bool  # in 4 or 8 bits
-    kbit_prepared: bool  # by PEFT, for ORPO and CPO: what is not quantized is trained in float32
-    full_logits: bool
-    everywhere: bool  # the head scores all positions, whatever the labels
-    packed: bool
-    on_gpu: bool
-    layers: int
-    sharding: str = "none"
-    world_size: int = 1
-
-    @property
-    def gathered(self) -> float:
-        """Bytes of all weights in what is multiplied in, to which an engine casts them; it leaves quantized ones."""
-        cast = BYTES[self.autocast or self.dtype] / BYTES[self.dtype]
-        return self.weights * (1 if self.quantized else cast)
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes by part at the fullest moment, which `moment` names."""
-
-    weights: float
-    adapter: float
-    gradients: float
-    optimizer: float
-    activations: float
-    logits: float
-    reference: float
-    other: float
-    moment: str
-
-    def parts(self) -> dict[str, float]:
-        """Every part in bytes, by its name."""
-        return {name: value for name, value in vars(self).items() if name != "moment"}
-
-    @property
-    def total(self) -> float:
-        return sum(self.parts().values())
-
-
-def standing(run: Run, full: bool) -> Memory:
-    """What a device holds whatever it computes, with all gradients."""
-    size = run.size
-    # PEFT keeps adapters in float32; TRL those of QLoRA in bfloat16, but ORPO's and CPO's
-    parameter = BYTES[run.dtype] if full else 2 if run.four_bit and not run.kbit_prepared else 4
-    moved = size.parameters if full else size.adapter
-    held = Memory(
-        weights=run.weights,
-        adapter=0 if full else size.adapter * parameter,
-        gradients=moved * parameter,
-        optimizer=moved * state_bytes(run.optim, parameter),
-        activations=0,
-        logits=0,
-        reference=run.weights if run.reference == "copy" else 0,
-        other=CONTEXT if run.on_gpu else 0,
-        moment="",
-    )
-    return sharded(prepared(held, run, moved, full), run)
-
-
-def estimate(run: Run, feet: Footprint, batch: Batch, width: int) -> Memory:
-    """The fullest of the moments of a training step, and of the reference pass before it."""
-    full = not run.size.adapter
-    still = standing(run, full)
-    kept = feet.kept
+def fullest(run: Training, feet: Footprint, batch: Batch) -> tuple[str, Parts]:
+    """The moment of a step, or of the reference pass before it, at which most is held; and what is held then."""
+    held = per_device(run, states(run))
+    full = not run.adapter
     mask = batch.tokens * batch.columns
-    hidden = feet.handed
-    entering = still.gradients if run.accumulation > 1 else 0.0
+    entering = held["gradients"] if run.accumulation > 1 else 0.0
     at_head = run.size.head * 4 if full else 0  # the head's gradient is the first to come
-    moments = [
-        replace(
-            still, moment="head", activations=kept + mask, logits=head(run, batch, width, full), gradients=entering
-        ),
-        replace(
-            still,
-            moment="last layer",
-            activations=kept + feet.working + mask + 2 * hidden,
-            gradients=max(entering, min(at_head, still.gradients)),
-        ),
-        replace(still, moment="first layer", activations=feet.first + feet.working + mask),
-    ]
+    last = feet.kept + feet.working + mask
+    first = feet.kept - (run.layers - 1) * feet.layer + feet.working + mask
+    moments = {
+        "head": {"activations": feet.kept + mask, "logits": head(run, batch), "gradients": entering},
+        "last layer": {
+            "activations": last + 2 * feet.handed,
+            "gradients": max(entering, min(at_head, held["gradients"])),
+        },
+        "first layer": {"activations": first},
+    }
     if not run.on_gpu:  # Adam's loop over parameters; on GPUs it is fused, or allowed for in CONTEXT
-        largest = 2 * run.size.head * BYTES[run.dtype] if full else 0
-        moments.append(replace(still, moment="optimizer step", activations=largest))
+        moments["optimizer step"] = {"activations": 2 * run.size.head * BYTES[run.dtype] if full else 0}
     if run.reference == "cached":
-        moments.append(
-            replace(
-                still,
-                moment="reference pass",
-                activations=feet.scoring,
-                logits=head(run, scored_at_once(run, batch), width, full, learning=False),
-                gradients=0,
-                optimizer=0,
-            )
-        )
-    fullest = max(moments, key=lambda memory: memory.total)
-    return fullest if run.on_gpu else replace(fullest, other=HOLES * fullest.activations + STAYS)
+        scored = head(run, reference_batch(run, batch), learning=False)
+        moments["reference pass"] = {"activations": feet.scoring, "logits": scored, "gradients": 0, "optimizer": 0}
+    moment, parts = max(((name, held | own) for name, own in moments.items()), key=lambda each: sum(each[1].values()))
+    return moment, parts if run.on_gpu else parts | {"other": HOLES * parts["activations"] + STAYS}
 
 
-def scored_at_once(run: Run, batch: Batch) -> Batch:
-    """A batch of the reference pass: as much of the largest batch's kind as its token budget takes."""
-    share = max(batch.scored / max(batch.tokens, 1), 0.0)
-    tokens = max(run.reference_tokens, batch.columns)
-    return Batch(1, tokens, 0, round(tokens * min(share, 1.0)))
+def states(run: Training) -> Parts:
+    """What one device alone holds whatever it computes, with all gradients."""
+    full, size = not run.adapter, run.size
+    prepared = run.reference_free and run.bits > 0
+    # PEFT keeps adapters in float32; TRL those of QLoRA in bfloat16, but ORPO's and CPO's
+    parameter = BYTES[run.dtype] if full else 2 if run.bits == 4 and not prepared else 4
+    moved = size.parameters if full else size.adapter
+    weights = weight_bytes(size, run.dtype, run.cfg.lora, prepared)
+    return {
+        "weights": weights,
+        "adapter": 0 if full else size.adapter * parameter,
+        "gradients": moved * parameter,
+        "optimizer": moved * state_bytes(str(run.arguments["optim"]), parameter),
+        "activations": 0,
+        "logits": 0,
+        "reference": weights if run.reference == "copy" else 0,
+        "other": CONTEXT if run.on_gpu else 0,
+    }
 
 
-def head(run: Run, batch: Batch, width: int, full: bool, learning: bool = True) -> float:
-    """Bytes that scoring takes: TRL's fused head in tiles, or all logits where a loss builds them."""
-    words = run.size.head // width
-    compute = BYTES[run.autocast or run.dtype]
-    cast = compute if compute != BYTES[run.dtype] else 0
-    if run.full_logits and learning:
-        return batch.tokens * words * (compute + FULL_LOGITS * 4) + (run.size.head * 4 if full else 0)
-    scored = batch.tokens if run.everywhere else batch.scored
-    most = CPU_TOKENS if run.packed and not run.on_gpu else TILE_TOKENS
-    tokens, columns = min(scored, most), min(words, TILE_WORDS)
-    tile = tokens * columns
-    if run.on_gpu:
-        temporary = 0
-    elif learning:
-        temporary = max(tile * (TILE_COPIES * 4 + 1), tile * 4 + columns * width * 4)
-    else:
-        temporary = tile * TILE_FORWARD * 4
-    picked = scored * width * (compute + (4 if learning else 0))
-    gradient = run.size.head * 4 if full and learning else 0
-    return picked + tile * compute + columns * width * cast + temporary + gradient
-
-
-def prepared(memory: Memory, run: Run, moved: int, full: bool) -> Memory:
-    """The weights as an engine makes them, before they are shared out; `moved` parameters are trained.
+def per_device(run: Training, held: Parts) -> Parts:
+    """What one of `world_size` devices holds of these states, as its engine keeps them.
 
     DeepSpeed casts the whole model to what is multiplied in, and keeps float32 copies of what it trains in its
     optimizer. FSDP2 keeps what it trains in float32 where another precision is multiplied in. DDP's buckets hold all
-    gradients once more.
+    gradients once more. ZeRO-3 and FSDP gather two layers at a time: the one that runs, and the next.
     """
-    if run.sharding not in SHARDS:
-        raise PlanError(f"sharding={run.sharding}: there are {', '.join(SHARDS)}")
-    if run.sharding in DEEPSPEED:
-        cast = BYTES[run.autocast or run.dtype]
-        return replace(
-            memory,
-            weights=run.gathered,
-            reference=run.gathered if memory.reference else 0,
-            adapter=0 if full else moved * cast,
-            gradients=moved * cast,
-            optimizer=moved * MASTER,
-        )
-    if run.sharding == "fsdp" and full and run.autocast:
-        states = moved * state_bytes(run.optim, 4)
-        return replace(memory, weights=memory.weights * 4 / BYTES[run.dtype], gradients=moved * 4, optimizer=states)
-    if run.sharding == "none" and run.world_size > 1:
-        return replace(memory, gradients=memory.gradients * 2)
-    return memory
-
-
-def sharded(memory: Memory, run: Run) -> Memory:
-    """What one of `world_size` devices holds: each part whole, or its share."""
+    moved = run.size.adapter or run.size.parameters
+    cast = BYTES[run.autocast or run.dtype]
+    gathered = held["weights"] * (1 if run.bits else cast / BYTES[run.dtype])  # engines leave quantized weights
+    if run.sharding.startswith("zero"):
+        own = {"weights": gathered, "gradients": moved * cast, "optimizer": moved * MASTER}
+        held |= own | {"reference": gathered * bool(held["reference"]), "adapter": moved * cast * bool(run.adapter)}
+    elif run.sharding == "fsdp" and not run.adapter and run.autocast:
+        kept = moved * state_bytes(str(run.arguments["optim"]), 4)
+        held |= {"weights": held["weights"] * 4 / BYTES[run.dtype], "gradients": moved * 4, "optimizer": kept}
+    elif run.sharding == "none" and run.world_size > 1:
+        held["gradients"] *= 2
     kind = run.sharding
-    if kind.endswith("_offload"):
-        if run.on_gpu:
-            memory = replace(memory, optimizer=0)
-        else:  # there the memory that the optimizer is moved to is the one it comes from
-            kind = kind.removesuffix("_offload")
-    share = {name: getattr(memory, name) / run.world_size for name in SHARDS[kind]}
-    if "weights" in share:  # two layers are whole at a time: the one that runs, and the next on its way
-        share["weights"] += 2 * run.gathered / run.layers
-    return replace(memory, **share)
+    if kind.endswith("_offload") and run.on_gpu:
+        held["optimizer"] = 0
+    elif kind.endswith("_offload"):  # there the memory that the optimizer is moved to is the one it comes from
+        kind = kind.removesuffix("_offload")
+    held |= {name: held[name] / run.world_size for name in SHARDS[kind]}
+    if "weights" in SHARDS[kind]:
+        held["weights"] += 2 * gathered / run.layers
+    return held
+
+
+def reference_batch(run: Training, batch: Batch) -> Batch:
+    """A batch of the reference pass: as much of the largest batch's kind as its token budget takes."""
+    tokens = max(run.reference_tokens(batch), batch.columns)
+    return Batch(1, tokens, 0, round(tokens * min(batch.scored / max(batch.tokens, 1), 1.0)))
+
+
+def head(run: Training, batch: Batch, learning: bool = True) -> float:
+    """Bytes that scoring takes: TRL's fused head in tiles, or all logits where a loss builds them."""
+    words, width = run.size.head // run.width, run.width
+    compute = BYTES[run.autocast or run.dtype]
+    gradient = run.size.head * 4 if learning and not run.adapter else 0
+    if run.reference_free and not run.packed and learning:
+        return batch.tokens * words * (compute + FULL_LOGITS * 4) + gradient
+    scored = batch.tokens if run.scores_all_positions else batch.scored
+    tokens = min(scored, CPU_TOKENS if run.packed and not run.on_gpu else TILE_TOKENS)
+    columns = min(words, TILE_WORDS)
+    tile = tokens * columns
+    temporary = tile * TILE_FORWARD * 4
+    if learning:
+        temporary = max(tile * (TILE_COPIES * 4 + 1), tile * 4 + columns * width * 4)
+    picked = scored * width * (compute + (4 if learning else 0))
+    cast = columns * width * compute if compute != BYTES[run.dtype] else 0
+    return picked + tile * compute + cast + (0 if run.on_gpu else temporary) + gradient

@@ -1,25 +1,225 @@
-"""What to change where a run does not fit, as overrides ready to type."""
+"""The plan of one training run, from its configuration and, where they can be read, its rows; and what would fit."""
 
 import copy
+import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import resources
 
+import psutil
 from omegaconf import DictConfig, OmegaConf
 
+from preftune.config import hardware
 from preftune.config.stages import SELECTIVE
-from preftune.plan.planner import GB, Plan, Planner, device_memory, limit
-from preftune.plan.rows import assumed, of_data
-from preftune.plan.sizes import PlanError, configuration
+from preftune.plan import model
+from preftune.plan.measure import Footprint
+from preftune.plan.memory import fullest
+from preftune.plan.model import PlanError
+from preftune.plan.rows import Batch, assumed, of_data, typical
+from preftune.plan.training import NO_LIMIT, Training
 
+GB = 1e9
 MOST = 3  # suggestions
 
 
-def choice(group: str, name: str) -> DictConfig:
-    """A file of conf/<group> with the files that it builds on."""
-    own = OmegaConf.load(resources.files("preftune.conf") / group / f"{name}.yaml")
-    below = [choice(group, each) for each in own.pop("defaults", []) if each != "_self_"]
-    return OmegaConf.merge(*below, own)
+@dataclass(frozen=True)
+class Plan:
+    """What a run takes on each of `world_size` devices. Memory in GB (1e9 bytes), time in seconds."""
+
+    parameters: int
+    trained: int
+    architecture: str  # where it was read
+    memory_gb: dict[str, float]  # by part, and total
+    fullest_at: str  # the moment at which it is
+    limit_gb: float | None
+    fits: bool | None  # None where the device's memory is not known
+    packed: bool
+    largest_batch: dict[str, int]
+    global_batch: int
+    rows: int
+    lengths: str  # how they are known
+    steps: int
+    tokens: int
+    padding: float
+    reference: dict[str, object]  # kind, tokens, seconds
+    seconds: float
+    tflops: float
+    world_size: int
+    sharding: str
+    suggestions: list[str]
+
+
+def plan(cfg: DictConfig, data=None, tokenizer=None, world_size: int = 1, sharding: str = "none") -> Plan:
+    """The plan of `cfg`, a recipe's config; `data` is its loaded preftune.data.Data, or None for `data.assumed`.
+
+    No weights are read. `tokenizer` counts the rows' tokens; without it their characters are. `sharding` is one of
+    memory.SHARDS. With suggestions where it does not fit. Raises PlanError where the architecture cannot be had.
+    """
+    found = model.read(cfg.model)
+    train = getattr(data, "train", None)
+    if hasattr(train, "select"):
+        rows = of_data(train, cfg.loss.view, tokenizer)
+    else:
+        rows = assumed(cfg.data, cfg.loss.view, cfg.train.max_length or NO_LIMIT)
+    run = Training(cfg, found, rows, world_size, sharding)
+    made = planned(run)
+    return replace(made, suggestions=suggestions(run)) if made.fits is False else made
+
+
+def planned(run: Training) -> Plan:
+    """The plan of a training, without suggestions."""
+    batch = run.largest_batch()
+    feet = run.model.footprint(run.setting(batch))
+    moment, parts = fullest(run, feet, batch)
+    total, limit = sum(parts.values()), device_memory(run.cfg, run.world_size)
+    speed = run.cfg.hardware.tflops * 1e12 * run.world_size
+    steps, tokens, padding, seconds, reference = work(run, feet, speed)
+    return Plan(
+        parameters=run.size.parameters,
+        trained=run.size.adapter or run.size.parameters,
+        architecture=run.model.source + ", measured in bfloat16 and doubled" * feet.doubled,
+        memory_gb={name: round(value / GB, 3) for name, value in (parts | {"total": total}).items()},
+        fullest_at=moment,
+        limit_gb=limit,
+        fits=None if limit is None else total / GB <= limit,
+        packed=run.packed,
+        largest_batch={"rows": batch.rows, "columns": batch.columns, "scored": batch.scored},
+        global_batch=run.batch_size * run.world_size * run.accumulation,
+        rows=run.rows.count,
+        lengths=run.rows.source,
+        steps=steps,
+        tokens=tokens,
+        padding=padding,
+        reference={"kind": run.reference} | reference,
+        seconds=seconds,
+        tflops=run.cfg.hardware.tflops,
+        world_size=run.world_size,
+        sharding=run.sharding,
+        suggestions=[],
+    )
+
+
+def work(run: Training, feet: Footprint, speed: float) -> tuple[int, int, float, float, dict]:
+    """Steps, tokens, share of padding and seconds of the whole run; tokens and seconds of its reference passes.
+
+    `speed` is in FLOP per second, of all devices together.
+    """
+    batches = typical(run.rows, run.batch_size, run.cfg.fastpath.enabled, **run.batch_shape)
+    tokens = sum(batch.tokens for batch in batches) / len(batches)
+    training = sum(step_flop(run, feet, batch) for batch in batches) / len(batches)
+    forward = sum(forward_flop(run, feet, batch) for batch in batches) / len(batches)
+    per_step = run.accumulation * run.world_size
+    per_epoch = math.ceil(run.rows.count / (run.batch_size * run.world_size)) * run.world_size
+    steps = math.ceil(math.ceil(per_epoch / per_step) * run.arguments["num_train_epochs"])
+    if (most := run.arguments["max_steps"]) and most > 0:
+        steps = most
+    forwards = steps * per_step
+    passes = {"none": 0, "cached": per_epoch}.get(run.reference, forwards)
+    flop = training * forwards
+    if run.cfg.loss.view == "unpaired":  # KTO's mismatched answers: a forward of the policy, one of the reference
+        flop, passes = flop + forward * forwards, passes * 2
+    reference = {"tokens": round(tokens * passes), "seconds": round(forward * passes / speed, 1)}
+    padding = sum(batch.padding for batch in batches) / max(1, tokens * len(batches))
+    return steps, round(tokens * forwards), round(padding, 4), round((flop + forward * passes) / speed, 1), reference
+
+
+def forward_flop(run: Training, feet: Footprint, batch: Batch) -> float:
+    """FLOP of one forward: the layers as measured, attention by the length of the rows, the head."""
+    layers = feet.forward + feet.attention_forward * batch.columns
+    return batch.tokens * layers + 2.0 * batch.scored * run.size.head
+
+
+def step_flop(run: Training, feet: Footprint, batch: Batch) -> float:
+    """FLOP of a forward and backward over one batch, with what checkpointing computes again.
+
+    The backward of the head computes its logits once more, its input's gradient, and its own in full fine-tuning.
+    """
+    layers = feet.step + feet.attention_step * batch.columns
+    return batch.tokens * layers + 2.0 * batch.scored * run.size.head * (3 if run.adapter else 4)
+
+
+def device_memory(cfg: DictConfig, world_size: int = 1) -> float | None:
+    """GB of one device: hardware.memory_gb, else of the card found here.
+
+    On CPU what this machine has free, in equal parts for its processes.
+    """
+    if cfg.hardware.memory_gb is not None:
+        return float(cfg.hardware.memory_gb)
+    if cfg.hardware.use_cpu:
+        return round(psutil.virtual_memory().available / GB / max(1, world_size // cfg.hardware.nodes), 1)
+    card = hardware.accelerator()
+    return round(card.memory / GB, 1) if card and card.memory else None
+
+
+def require_fits(made: Plan, cfg: DictConfig) -> None:
+    """Raise PlanError, with what would fit, where the plan cannot; not with `fit_check=false`."""
+    if made.fits is not False or not cfg.fit_check:
+        return
+    would = "; or ".join(made.suggestions) or "a larger device, or more of them"
+    raise PlanError(
+        f"this run would take {made.memory_gb['total']:.1f} GB, and there are {made.limit_gb:g} (hardware.memory_gb). "
+        f"It would fit with {would}. To start all the same: fit_check=false"
+    )
+
+
+def suggestions(run: Training) -> list[str]:
+    """Overrides with which the run would fit, the gentlest first, each planned itself.
+
+    One of each kind is enough. Where none helps alone, each is tried on top of those before it.
+    """
+    found: list[str] = []
+    laid: list[str] = []
+    for options in changes(run):
+        for option in options:
+            keys = {each.partition("=")[0] for each in option}
+            laid = [each for each in laid if each.partition("=")[0] not in keys] + option
+            fitting = next((each for each in ([option] if found else [option, laid]) if fits(run, each)), None)
+            if fitting:
+                found.append(" ".join(fitting))
+                break
+        if len(found) == MOST:
+            break
+    return found
+
+
+def changes(run: Training) -> Iterator[list[list[str]]]:
+    """Kinds of changes, the gentlest first, each as a list of overrides from weak to strong.
+
+    Those before the optimizer's leave the training as it is; the others make another training of it.
+    """
+    cfg, checkpointing = run.cfg, run.arguments["gradient_checkpointing"]
+    rows, steps = run.batch_size, cfg.hardware.gradient_accumulation_steps
+    least = 2 if cfg.loss.view == "unpaired" else 1  # KTO's KL term is a mean over the batch
+    if not cfg.fastpath.enabled:
+        yield [["fastpath.enabled=true"]]
+    if run.reference == "copy":
+        yield [["loss.precompute_ref_log_probs=true"]]
+    stronger = {SELECTIVE: ["true"], False: [SELECTIVE, "true"]}.get(checkpointing, [])
+    yield [[f"hardware.gradient_checkpointing={each}"] for each in stronger]
+    yield [
+        [f"hardware.per_device_train_batch_size={rows // n}"]
+        + ([] if cfg.global_batch else [f"hardware.gradient_accumulation_steps={steps * n}"])
+        for n in (2, 4, 8, 16, 32, 64)
+        if rows % n == 0 and rows // n >= least
+    ]
+    if "8bit" not in str(run.arguments["optim"]) and run.on_gpu:
+        yield [["hardware.optim=paged_adamw_8bit"]]
+    if run.dtype == "float32":
+        yield [["model.dtype=bfloat16"]]
+    if not cfg.lora:
+        yield [["lora=lora"]]
+    if not run.bits:
+        yield [["lora=qlora"]]
+    longest = cfg.train.max_length or 0
+    yield [[f"train.max_length={longest // 2**n}"] for n in range(1, 12) if longest // 2**n >= 256]
+
+
+def fits(run: Training, overrides: list[str]) -> bool:
+    """Whether the run would fit with these overrides."""
+    other = Training(changed(run.cfg, overrides), run.model, run.rows, run.world_size, run.sharding)
+    batch = other.largest_batch()
+    _, parts = fullest(other, other.model.footprint(other.setting(batch)), batch)
+    return sum(parts.values()) / GB <= device_memory(other.cfg, other.world_size)
 
 
 def changed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
@@ -35,88 +235,8 @@ def changed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     return cfg
 
 
-def gentle(cfg: DictConfig, planner: Planner) -> Iterator[list[str]]:
-    """Changes that leave the training as it is, the cheapest first."""
-    if not cfg.fastpath.enabled:
-        yield ["fastpath.enabled=true"]
-    if planner.reference() == "copy":
-        yield ["loss.precompute_ref_log_probs=true"]
-    if not planner.checkpointing:
-        yield [f"hardware.gradient_checkpointing={SELECTIVE}"]
-    if planner.checkpointing is not True:
-        yield ["hardware.gradient_checkpointing=true"]
-    rows, steps = cfg.hardware.per_device_train_batch_size, cfg.hardware.gradient_accumulation_steps
-    least = 2 if cfg.loss.view == "unpaired" else 1  # KTO's KL term is a mean over the batch
-    while rows % 2 == 0 and rows // 2 >= least:
-        rows, steps = rows // 2, steps * 2
-        split = [f"hardware.per_device_train_batch_size={rows}"]
-        yield split if cfg.global_batch else [*split, f"hardware.gradient_accumulation_steps={steps}"]
-
-
-def drastic(cfg: DictConfig, planner: Planner) -> Iterator[list[str]]:
-    """Changes that make another training of it."""
-    if "8bit" not in str(planner.argument("optim")) and planner.on_gpu:
-        yield ["hardware.optim=paged_adamw_8bit"]
-    if cfg.model.dtype == "float32":
-        yield ["model.dtype=bfloat16"]
-    if not cfg.lora:
-        yield ["lora=lora"]
-    if "quantization" not in cfg.lora:
-        yield ["lora=qlora"]
-    length = cfg.train.max_length
-    while length and length > 512:
-        length //= 2
-        yield [f"train.max_length={length}"]
-
-
-def suggestions(planner: Planner) -> list[str]:
-    """Overrides with which the run would fit, the gentlest first; none where it fits, or where nothing helps."""
-    cfg = planner.cfg
-    found: dict[tuple, str] = {}  # by their keys: one of each kind is enough
-    laid: list[str] = []
-    for change in [*gentle(cfg, planner), *drastic(cfg, planner)]:
-        keys = {each.partition("=")[0] for each in change}
-        laid = [each for each in laid if each.partition("=")[0] not in keys] + change
-        for overrides in (change,) if found else (change, laid):
-            kind = tuple(sorted(overrides if overrides[0].startswith("lora=") else keys))
-            if kind not in found and fits(planner, overrides):
-                found[kind] = " ".join(overrides)
-                break
-        if len(found) == MOST:
-            break
-    return list(found.values())
-
-
-def fits(planner: Planner, overrides: list[str]) -> bool:
-    """Whether the run would fit with these overrides."""
-    cfg = changed(planner.cfg, overrides)
-    other = Planner(cfg, planner.config, planner.source, planner.known, planner.world_size, planner.sharding)
-    return other.memory()[0].total / GB <= device_memory(cfg, planner.world_size)
-
-
-def plan(cfg: DictConfig, data=None, tokenizer=None, world_size: int = 1, sharding: str = "none") -> Plan:
-    """The plan of `cfg`, a recipe's config; `data` is its loaded preftune.data.Data, or None for `data.assumed`.
-
-    No weights are read. `tokenizer` counts the rows' tokens; without it their characters are. `sharding` is one of
-    memory.SHARDS. With suggestions where it does not fit. Raises PlanError where the architecture cannot be had.
-    """
-    config, source = configuration(cfg.model)
-    train = getattr(data, "train", None)
-    if hasattr(train, "select"):
-        known = of_data(train, cfg.loss.view, tokenizer)
-    else:
-        known = assumed(cfg.data, cfg.loss.view, limit(cfg))
-    planner = Planner(cfg, config, source, known, world_size, sharding)
-    made = planner.plan()
-    return replace(made, suggestions=suggestions(planner)) if made.fits is False else made
-
-
-def require_fits(plan: Plan, cfg: DictConfig) -> None:
-    """Raise PlanError, with what would fit, where the plan cannot; not with `fit_check=false`."""
-    if plan.fits is not False or not cfg.fit_check:
-        return
-    would = "; or ".join(plan.suggestions) or "a larger device, or more of them"
-    raise PlanError(
-        f"this run would take {plan.memory_gb['total']:.1f} GB, and there are {plan.limit_gb:g} (hardware.memory_gb). "
-        f"It would fit with {would}. To start all the same: fit_check=false"
-    )
+def choice(group: str, name: str) -> DictConfig:
+    """A file of conf/<group> with the files that it builds on."""
+    own = OmegaConf.load(resources.files("preftune.conf") / group / f"{name}.yaml")
+    below = [choice(group, each) for each in own.pop("defaults", []) if each != "_self_"]
+    return OmegaConf.merge(*below, own)

@@ -1,21 +1,21 @@
 """A plan in words: three lines for the start of a run, and the page of recipes.plan."""
 
-from preftune.plan.planner import Plan
+from preftune.plan.plan import Plan
 
 
 def lines(plan: Plan) -> list[str]:
     """Three lines: memory, steps and tokens, time."""
-    total, parts = plan.memory_gb["total"], sorted(shown(plan), key=lambda part: -part[1])
-    room = f" of {plan.limit_gb:g}" if plan.limit_gb is not None else ""
+    limit = f" of {plan.limit_gb:g}" if plan.limit_gb is not None else ""
+    parts = sorted(held(plan), key=lambda part: -part[1])
     largest = ", ".join(f"{name} {value:.2f}" for name, value in parts[:3])
     reference = plan.reference
     scored = f", reference {reference['kind']}" if reference["kind"] != "none" else ""
     scored += f" ({count(reference['tokens'])} tokens)" if reference["tokens"] else ""
     each = f" on each of {plan.world_size} devices" if plan.world_size > 1 else ""
     return [
-        f"plan: {count(plan.parameters)} parameters, {count(plan.trained)} trained; {total:.2f}{room} GB at most{each} "
-        f"({largest})",
-        f"plan: {plan.steps:,} steps of {plan.global_batch:,} rows, {plan.rows:,} rows an epoch, "
+        f"plan: {count(plan.parameters)} parameters, {count(plan.trained)} trained; "
+        f"{plan.memory_gb['total']:.2f}{limit} GB at most{each} ({largest})",
+        f"plan: {plan.steps:,} steps of {plan.global_batch:,} rows, {plan.rows:,} rows per epoch, "
         f"{count(plan.tokens)} tokens, {plan.padding:.0%} of them padding{scored}",
         f"plan: {duration(plan.seconds)} at {plan.tflops:g} TFLOP/s per device (hardware.tflops); rows: {plan.lengths}",
     ]
@@ -23,37 +23,35 @@ def lines(plan: Plan) -> list[str]:
 
 def page(plan: Plan) -> str:
     """The plan in full."""
-    told = [*lines(plan), "", *memory_table(plan), ""]
-    batch = plan.largest_batch
-    how = "packed" if plan.packed else "padded, TRL's own forward"
-    told.append(f"largest batch: {batch['rows']} × {batch['columns']} tokens, {batch['scored']} scored ({how})")
-    told.append(f"architecture: {plan.architecture}")
-    if plan.sharding != "none":
-        told.append(f"sharding: {plan.sharding} over {plan.world_size} devices")
-    return "\n".join([*told, verdict(plan)])
+    rows, batch = [*held(plan), ("total", plan.memory_gb["total"])], plan.largest_batch
+    sharding = [f"sharding: {plan.sharding} over {plan.world_size} devices"] if plan.sharding != "none" else []
+    return "\n".join([
+        *lines(plan),
+        "",
+        f"peak memory, GB ({plan.fullest_at})",
+        *(f"  {name:<11}  {gb:8.2f}" for name, gb in rows),
+        "",
+        f"largest batch: {batch['rows']} × {batch['columns']} tokens, {batch['scored']} scored "
+        f"({'packed' if plan.packed else 'padded'})",
+        f"architecture: {plan.architecture}",
+        *sharding,
+        *verdict(plan),
+    ])  # fmt: skip
 
 
-def memory_table(plan: Plan) -> list[str]:
-    """Memory by part, aligned."""
-    rows = [*shown(plan), ("total", plan.memory_gb["total"])]
-    wide = max(len(name) for name, _ in rows)
-    return [f"GB at the fullest moment ({plan.fullest_at})", *(f"  {name:<{wide}}  {gb:8.2f}" for name, gb in rows)]
-
-
-def shown(plan: Plan) -> list[tuple[str, float]]:
-    """The parts that are not nothing."""
+def held(plan: Plan) -> list[tuple[str, float]]:
+    """The parts of memory that are worth a line, in GB."""
     return [(name, gb) for name, gb in plan.memory_gb.items() if name != "total" and gb >= 0.005]
 
 
-def verdict(plan: Plan) -> str:
+def verdict(plan: Plan) -> list[str]:
     """Whether it fits, and what would."""
     if plan.fits is None:
-        return "fits: not known; say what one device has with hardware.memory_gb=24"
+        return ["fits: not known; say what one device has with hardware.memory_gb=24"]
     if plan.fits:
-        return f"fits in {plan.limit_gb:g} GB"
-    told = [f"does not fit in {plan.limit_gb:g} GB"]
-    told += [f"  would fit with: {each}" for each in plan.suggestions]
-    return "\n".join(told if plan.suggestions else [*told, "  no setting of one device found that would"])
+        return [f"fits in {plan.limit_gb:g} GB"]
+    would = [f"  would fit with: {each}" for each in plan.suggestions]
+    return [f"does not fit in {plan.limit_gb:g} GB", *(would or ["  no setting of one device found that would"])]
 
 
 def count(number: float) -> str:
