@@ -1,4 +1,4 @@
-"""The reference cache, seen and cleared.
+"""Show or clear the reference cache.
 
 `python -m recipes.cache`; `python -m recipes.cache clear=true identity=r3f2a9c`; `--help` lists the keys.
 """
