@@ -1,6 +1,6 @@
-"""The reference cache, seen and cleared.
+"""Show or clear the reference cache.
 
-`python -m recipes.cache`; `python -m recipes.cache clear=true identity=3f2a9c`; `--help` lists the keys.
+`python -m recipes.cache`; `python -m recipes.cache clear=true identity=r3f2a9c`; `--help` lists the keys.
 """
 
 import hydra

@@ -1,4 +1,4 @@
-"""Talk to a run's model in the terminal, its reference beside it with --compare.
+"""Chat with a run's model in the terminal, with --compare beside its reference.
 
 `python -m recipes.chat run=runs/demo --compare`; `python -m recipes.chat --help` lists the keys.
 """

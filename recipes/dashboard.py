@@ -1,4 +1,4 @@
-"""The W&B workspace for preftune's runs: saved online, or its spec written offline.
+"""The W&B workspace for preftune's runs: saved online, or written as a spec offline.
 
 `python -m recipes.dashboard project=preftune`; `--help` lists the keys.
 """

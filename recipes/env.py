@@ -1,4 +1,4 @@
-"""Versions, devices, kernels, reach of hub and W&B: what a bug report needs.
+"""Versions, devices, kernels, access to hub and W&B, for a bug report.
 
 `python -m recipes.env`
 """

@@ -1,4 +1,4 @@
-"""A run's result as one whole model that anything can load: weights, tokenizer, chat template, model card.
+"""Export a run as one merged model: weights, tokenizer, chat template, model card.
 
 `python -m recipes.export run=runs/demo output=exported/demo`; `--help` lists the keys.
 """

@@ -1,4 +1,4 @@
-"""What is in a data set and what is wrong with it, before a model is loaded.
+"""Check a data set before a model is loaded: contents, errors, biases.
 
 `python -m recipes.inspect_data data=file data.path=prefs.jsonl`; `format=json`; `--help` lists the keys.
 """

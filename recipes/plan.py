@@ -1,4 +1,4 @@
-"""What a run would take: memory, whether it fits, steps, tokens and time; no weights are read.
+"""Plan a run: memory, whether it fits, steps, tokens and time, without reading weights.
 
 `python -m recipes.plan model=mistral7b lora=qlora hardware=gpu24gb`; `format=json`; `--help` lists the keys.
 """

@@ -1,4 +1,4 @@
-"""The page of a run, written anew from its directory, or of several beside each other.
+"""Write the page of a run from its directory, or a page that compares several runs.
 
 `python -m recipes.report RUN`; `python -m recipes.report RUN RUN --output comparison.html`.
 """

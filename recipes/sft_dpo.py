@@ -1,6 +1,6 @@
 """The main job: supervised fine-tuning on the chosen answers, then a preference stage on its result.
 
-`python -m recipes.sft_dpo loss=ipo model=mistral7b`; keys under `sft.` are the first stage's own.
+`python -m recipes.sft_dpo loss=ipo model=mistral7b`; keys under `sft.` belong to the SFT stage.
 """
 
 import hydra
