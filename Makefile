@@ -78,7 +78,7 @@ chat: $(READY) ## talk to a run's model: make chat ARGS="run=runs/demo --compare
 plan: $(READY) ## what a run would take, before it runs
 	$(RUN) recipes.plan $(ARGS)
 
-bench-memory: $(READY) ## measured peak memory beside the plan's, 16 short runs (about 10 minutes)
+bench-memory: $(READY) ## measured peak memory beside the plan's, 17 short runs (about 10 minutes)
 	$(RUN) benchmarks.memory $(ARGS)
 
 cache: $(READY) ## show the reference cache, or clear it with ARGS=clear=true
