@@ -8,7 +8,7 @@ import pytest
 from preftune.data import set_checks, token_checks
 from preftune.evaluate import pairs
 from preftune.fastpath import applies
-from preftune.health import monitor, start
+from preftune.health import rules, start
 from preftune.pipeline import export
 from preftune.plan import plan
 from preftune.report import model_card, page
@@ -21,7 +21,7 @@ ADVISERS = {
     "probe": (applies, "_why_not_model", "could not be tried"),
     "step 0": (start, "mask_faults", "step-0 check: not available"),
     "snapshot": (pairs, "score", "held-out pairs (start): not available"),
-    "monitor": (monitor, "RULES", "health: not available"),
+    "monitor": (rules, "judged", "health: not available"),
     "samples": (samples, "length_drift", "samples: not available"),
     "report": (page, "write", "report: not written"),
 }
@@ -46,7 +46,7 @@ def test_an_adviser_that_fails_costs_a_line(name, composed, monkeypatch, capsys,
     cfg = composed("dpo", "sample_steps=1")
     if name:
         module, attribute, line = ADVISERS[name]
-        monkeypatch.setattr(module, attribute, [broken] if attribute == "RULES" else broken)
+        monkeypatch.setattr(module, attribute, broken)
     training.stage(cfg, {})
     told = capsys.readouterr()
     undisturbed.setdefault("losses", losses(cfg.output_dir))

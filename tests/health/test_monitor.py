@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from preftune.config.errors import Stopped
 from preftune.health.findings import Findings
 from preftune.health.monitor import Monitor
-from preftune.health.rules import History, gradient_norm, length_drift, overfitting
+from preftune.health.rules import History, judged, length_drift
 from preftune.runs.training import build_trainer, train
 
 THINGS = ["a cat", "rain", "the moon", "bread", "a door", "tea", "a hill", "snow", "a boat", "wood", "salt", "a song"]
@@ -36,6 +36,10 @@ def thumbs_up():
         {"prompt": prompt, "completion": f"In short, {thing} it is." if i else "no", "label": i > 0}
         for i, (prompt, thing) in enumerate(ASKED)
     ]
+
+
+def codes(history, limits):
+    return {finding.code for finding in judged(history, limits)}
 
 
 @pytest.fixture
@@ -103,8 +107,8 @@ def test_accuracy_that_is_whole_on_train_and_falls_on_held_out_is_named(composed
     limits = composed("dpo").health
     train = [{"step": step, "rewards/accuracies": 1.0} for step in range(1, 31)]
     held_out = [{"step": step, "rewards/accuracies": value} for step, value in ((10, 0.9), (20, 0.8), (30, 0.6))]
-    assert overfitting(History(30, 1e-3, train, held_out), limits).code == "overfitting"
-    assert overfitting(History(30, 1e-3, train, held_out[:1] * 2), limits) is None
+    assert "overfitting" in codes(History(30, 1e-3, train, held_out), limits)
+    assert "overfitting" not in codes(History(30, 1e-3, train, held_out[:1] * 2), limits)
 
 
 def test_a_learning_rate_above_the_schedule_is_named(watched):
@@ -120,9 +124,9 @@ def test_a_spike_of_the_gradient_norm_is_named_and_a_calm_one_is_not():
     limits = OmegaConf.load(Path(__file__).parents[2] / "conf" / "health" / "default.yaml")
     calm = [{"step": step, "loss": 0.5, "grad_norm": 1.0 + step % 3} for step in range(11)]
     history = History(100, 1e-5, train=calm)
-    assert gradient_norm(history, limits) is None
+    assert "gradient_norm" not in codes(history, limits)
     history.train.append({"step": 11, "loss": 0.5, "grad_norm": 500.0})
-    assert gradient_norm(history, limits).code == "gradient_norm"
+    assert "gradient_norm" in codes(history, limits)
 
 
 def test_answers_that_grow_or_shrink_by_more_than_the_limit_are_named():

@@ -113,31 +113,25 @@ def trained_moved(moved: set[str], trained: set[str], step: int) -> Finding | Pr
     value = f"{len(moved)} of {len(trained)} tensors"
     if moved:
         return Proof("trained_weights_moved", value, "> 0", "Weights that are trained differ from those of the start.")
-    return Finding(
-        "end_nothing_moved",
-        step,
-        value,
-        "> 0",
-        "No weight that is trained has moved: the run has changed nothing.",
-        "Raise train.learning_rate. In bfloat16 weights small steps round to nothing: then model.dtype=float32 "
-        "or lora=lora.",
+    meaning = "No weight that is trained has moved: the run has changed nothing."
+    remedy = (
+        "Raise train.learning_rate. In bfloat16 weights small steps round to nothing: then model.dtype=float32 or "
+        "lora=lora."
     )
+    return Finding("end_nothing_moved", step, value, "> 0", meaning, remedy)
 
 
 def frozen_stayed(moved: set[str], frozen: set[str], step: int) -> Finding | Proof:
     if not moved:
-        return Proof(
-            "frozen_weights_stayed", f"{len(frozen)} of {len(frozen)} tensors", "all", "No other weight moved."
-        )
-    return Finding(
-        "end_frozen_moved",
-        step,
-        f"{len(moved)} of {len(frozen)} tensors, first {min(moved)}",
-        "0",
+        count = f"{len(frozen)} of {len(frozen)} tensors"
+        return Proof("frozen_weights_stayed", count, "all", "No other weight moved.")
+    meaning = (
         "Weights that were frozen have moved. A reference with the adapter off has moved with them, and the saved "
-        "adapter belongs to a base that no longer exists.",
-        "Leave out what writes into them (a callback, an average of weights), or train in full: lora=none.",
+        "adapter belongs to a base that no longer exists."
     )
+    remedy = "Leave out what writes into them (a callback, an average of weights), or train in full: lora=none."
+    value = f"{len(moved)} of {len(frozen)} tensors, first {min(moved)}"
+    return Finding("end_frozen_moved", step, value, "0", meaning, remedy)
 
 
 def reference_stayed(start: PairScores, end: PairScores, allowed: float, step: int) -> Finding | Proof:
@@ -148,31 +142,28 @@ def reference_stayed(start: PairScores, end: PairScores, allowed: float, step: i
     if value <= allowed:
         meaning = f"Largest change of the reference's log-prob per token in {2 * len(start.chosen)} held-out answers."
         return Proof("reference_stayed", value, f"at most {allowed:.1e}", meaning)
-    return Finding(
-        "end_reference_moved",
-        step,
-        value,
-        allowed,
+    meaning = (
         "The reference gives other log-probs (per token of a held-out answer) than before the first step: the rewards "
-        "were measured against a model that moved.",
-        "loss.precompute_ref_log_probs=true computes them before the first step.",
+        "were measured against a model that moved."
     )
+    remedy = "loss.precompute_ref_log_probs=true computes them before the first step."
+    return Finding("end_reference_moved", step, value, allowed, meaning, remedy)
 
 
-class Saved:
-    """The tensors in the safetensors files of a folder."""
+def saved_tensors(folder: Path) -> dict[str, Path]:
+    """The tensors in the safetensors files of a folder, each with its file."""
+    place = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            place |= dict.fromkeys(file.keys(), path)
+    return place
 
-    def __init__(self, folder: Path):
-        self.place = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            with safe_open(path, "pt") as file:
-                self.place |= dict.fromkeys(file.keys(), path)
-        self.files = len(set(self.place.values()))
 
-    def differs(self, name: str, tensor: torch.Tensor) -> bool:
-        with safe_open(self.place[name], "pt") as file:
-            saved = file.get_tensor(name)
-        return saved.shape != tensor.shape or not torch.equal(saved, tensor.to("cpu", saved.dtype))
+def differs(path: Path, name: str, tensor: torch.Tensor) -> bool:
+    """Whether a saved tensor is another than that in memory."""
+    with safe_open(path, "pt") as file:
+        saved = file.get_tensor(name)
+    return saved.shape != tensor.shape or not torch.equal(saved, tensor.to("cpu", saved.dtype))
 
 
 def saved_equals(model: torch.nn.Module, folder: Path, step: int) -> Iterator[Finding | Proof]:
@@ -185,23 +176,19 @@ def saved_equals(model: torch.nn.Module, folder: Path, step: int) -> Iterator[Fi
         state = dict(whole_tensors(get_peft_model_state_dict(model) if adapter else model.state_dict()))
         if not main_process():
             return
-        saved = Saved(folder)
-        if not adapter and not saved.place.keys() <= state.keys():  # the hub's form: experts apart, other names
+        saved = saved_tensors(folder)
+        if not adapter and not saved.keys() <= state.keys():  # the hub's form: experts apart, other names
             state = revert_weight_conversion(model, state)
         tied = getattr(model, "all_tied_weights_keys", {})
-        if apart := (saved.place.keys() ^ state.keys()) - tied.keys():
+        if apart := (saved.keys() ^ state.keys()) - tied.keys():
             raise ValueError(f"{len(apart)} names differ between memory and disk, first {min(apart)}")
-        differ = [name for name in saved.place if saved.differs(name, state[name])]
-    all_of = f"of {len(saved.place)} tensors in {saved.files} file{'s' * (saved.files > 1)}"
+        differ = [name for name, path in saved.items() if differs(path, name, state[name])]
+    files = len(set(saved.values()))
+    all_of = f"of {len(saved)} tensors in {files} file{'s' * (files > 1)}"
     if not differ:
-        yield Proof("saved_equals_memory", f"{len(saved.place)} {all_of}", "all", "The saved weights are the model's.")
+        yield Proof("saved_equals_memory", f"{len(saved)} {all_of}", "all", "The saved weights are the model's.")
         return
-    yield Finding(
-        "end_saved_differs",
-        step,
-        f"{len(differ)} {all_of}, first {min(differ)}",
-        "0",
-        f"What was saved in {folder} is not the model that was trained.",
-        "Check the disk, and take the last checkpoint: "
-        f"python -m recipes.export run={folder.parent}/checkpoint-{step} output=EXPORTED",
-    )
+    checkpoint = f"{folder.parent}/checkpoint-{step}"
+    remedy = f"Check the disk, and take the last checkpoint: python -m recipes.export run={checkpoint} output=EXPORTED"
+    meaning = f"What was saved in {folder} is not the model that was trained."
+    yield Finding("end_saved_differs", step, f"{len(differ)} {all_of}, first {min(differ)}", "0", meaning, remedy)

@@ -18,21 +18,15 @@ class Finding:
 
     code: str
     step: int
-    value: float | str | None
-    threshold: float | str | None
+    value: float | str
+    threshold: float | str
     meaning: str
     remedy: str
 
     def __str__(self) -> str:
-        seen = (
-            [f"{self.value:.4g}" if isinstance(self.value, float) else str(self.value)]
-            if self.value is not None
-            else []
-        )
-        seen += [
-            f"threshold {self.threshold:g}" if isinstance(self.threshold, float) else f"wanted {self.threshold}"
-        ] * (self.threshold is not None)
-        return f"{self.code} at step {self.step} ({', '.join(seen)}): {self.meaning} {self.remedy}"
+        seen = f"{self.value:.4g}" if isinstance(self.value, float) else str(self.value)
+        bound = f"threshold {self.threshold:g}" if isinstance(self.threshold, float) else f"wanted {self.threshold}"
+        return f"{self.code} at step {self.step} ({seen}, {bound}): {self.meaning} {self.remedy}"
 
 
 @dataclass(frozen=True)

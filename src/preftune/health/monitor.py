@@ -6,8 +6,9 @@ import torch
 from transformers import TrainerCallback
 
 from preftune.config.errors import advice
+from preftune.health import rules
 from preftune.health.findings import Finding, Findings
-from preftune.health.rules import RULES, History
+from preftune.health.rules import History
 from preftune.health.start import not_finite
 
 
@@ -36,9 +37,8 @@ class Monitor(TrainerCallback):
         self._keep({"step": state.global_step, **logs})
         if not math.isfinite(logs.get("grad_norm", 0.0)):
             self.findings.stop(not_finite("gradient", state.global_step, logs["grad_norm"]))
-        for rule in RULES:
-            if self.history.train and (finding := rule(self.history, self.limits)):
-                self.act(finding, control)
+        for finding in rules.judged(self.history, self.limits) if self.history.train else ():
+            self.act(finding, control)
 
     def act(self, finding: Finding, control) -> None:
         """Add a new finding and do with the run what health.action says."""

@@ -49,20 +49,20 @@ class ProvedStart:
         first = self.findings is not None and self.state.global_step == 0 and not getattr(self, "_proved", False)
         if first:
             self._proved = True
-            bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-            self._look(mask_faults, self, inputs)
-            self._look(parameter_faults, bare, self.frozen_by_model)
+            unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+            self._check(mask_faults, self, inputs)
+            self._check(parameter_faults, unwrapped, self.frozen_by_model)
         if first and with_noise(self.args):
             self._without_noise(inputs)
-        with modules_that_run(bare if first else None) as ran:
+        with modules_that_run(unwrapped if first else None) as ran:
             loss = super().training_step(model, inputs, num_items_in_batch)
         if self.findings is not None and not torch.isfinite(loss):
             self.findings.stop(not_finite("loss", self.state.global_step, loss.item()))
         if first:
             if not with_noise(self.args):
-                self._look(loss_faults, self)
+                self._prove_reference()
             if not self.is_deepspeed_enabled:  # DeepSpeed keeps gradients to itself
-                self._look(gradient_faults, bare, ran)
+                self._check(gradient_faults, unwrapped, ran)
         return loss
 
     def _without_noise(self, inputs) -> None:
@@ -72,11 +72,15 @@ class ProvedStart:
         self.model.eval()
         with advice("step-0 check"), torch.no_grad():
             self._compute_loss(self.model, self._prepare_inputs(inputs), False)
-            self._look(loss_faults, self)
+            self._prove_reference()
         self._metrics["eval"].clear()
         self.model.train()
 
-    def _look(self, check: Callable, *arguments) -> None:
+    def _prove_reference(self) -> None:
+        self._check(reference_faults, self)
+        self._check(loss_faults, self)
+
+    def _check(self, check: Callable, *arguments) -> None:
         with advice("step-0 check"):
             for found in check(*arguments):
                 if isinstance(found, Proof):
@@ -87,66 +91,60 @@ class ProvedStart:
 
 def not_finite(what: str, step: int, value: float) -> Finding:
     """The finding that a loss or gradient is NaN or infinite: every weight would be, after the next step."""
-    return Finding(
-        f"{what}_not_finite",
-        step,
-        str(value),
-        "a finite number",
-        f"The {what} is {value}; the step was not taken, and the last checkpoint is good.",
-        "Go on from it with a lower train.learning_rate, a lower train.max_grad_norm, or in float32 "
-        "(hardware.bf16=false).",
+    meaning = f"The {what} is {value}; the step was not taken, and the last checkpoint is good."
+    remedy = (
+        "Go on from it with a lower train.learning_rate or train.max_grad_norm, or in float32 (hardware.bf16=false)."
     )
+    return Finding(f"{what}_not_finite", step, str(value), "a finite number", meaning, remedy)
 
 
-def loss_faults(trainer) -> Iterator[Finding | Proof]:
-    """Log-ratios that are not 0, a loss that is not its constant."""
+def reference_faults(trainer) -> Iterator[Finding | Proof]:
+    """Log-ratios of the first batch that are not 0."""
     ratios = getattr(trainer, "logratios_per_token", None)
     if ratios is None or not trainer.starts_as_reference:  # nothing that is known
         return
-    args, allowed = trainer.args, rounding(trainer)
-    bounds = allowed * (64 / trainer.scored_tokens.clamp(min=1)).sqrt()
-    row = int((ratios.abs() / bounds).argmax())
-    if ratios[row].abs() > bounds[row]:
-        yield Finding(
-            "step0_reference",
-            0,
-            ratios[row].abs().item(),
-            bounds[row].item(),
+    bounds = rounding(trainer) * (64 / trainer.scored_tokens.clamp(min=1)).sqrt()
+    worst = int((ratios.abs() / bounds).argmax())
+    value, bound = ratios[worst].abs().item(), bounds[worst].item()
+    if value > bound:
+        meaning = (
             "Before the first step the policy differs from its reference (log-ratio per token of the worst row of the "
-            "first batch): the rewards would be measured against another model.",
+            "first batch): the rewards would be measured against another model."
+        )
+        remedy = (
             "Start both from the same weights: an adapter that begins at zero (lora.init_lora_weights=true), no "
-            "dropout, the model of the SFT stage as model.path, a reference cache of this very model (recipes.cache).",
+            "dropout, the model of the SFT stage as model.path, a reference cache of this very model (recipes.cache)."
         )
+        yield Finding("step0_reference", 0, value, bound, meaning, remedy)
     else:
-        yield Proof(
-            "policy_is_reference",
-            ratios[row].abs().item(),
-            f"at most {bounds[row].item():.1e}",
-            f"Log-ratio per token before the first step, of the worst of {len(ratios)} answers.",
-        )
+        meaning = f"Log-ratio per token before the first step, of the worst of {len(ratios)} answers."
+        yield Proof("policy_is_reference", value, f"at most {bound:.1e}", meaning)
+
+
+def loss_faults(trainer) -> Iterator[Finding | Proof]:
+    """A loss of the first batch that is not the constant that log-ratios of 0 give."""
+    args = trainer.args
     types = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
-    weights = getattr(args, "loss_weights", None) or [1.0] * len(types)
-    if getattr(args, "use_weighting", False) or any(name not in AT_START for name in types):
+    unknown = getattr(args, "use_weighting", False) or any(name not in AT_START for name in types)
+    if unknown or getattr(trainer, "logratios_per_token", None) is None or not trainer.starts_as_reference:
         return
+    weights = getattr(args, "loss_weights", None) or [1.0] * len(types)
     wanted = sum(weight * AT_START[name](args) for name, weight in zip(types, weights, strict=True))
     found = without_weights(trainer, trainer.unscaled_loss.item() - routing_loss(trainer))
-    spread = trainer.beta * 4 * allowed * trainer.scored_tokens.float().mean().item() + 1e-4
+    allowed = trainer.beta * 4 * rounding(trainer) * trainer.scored_tokens.float().mean().item() + 1e-4
     if "sppo_hard" in types or "ipo" in types:
-        spread = spread / trainer.beta**2 + 1e-3
-    if abs(found - wanted) > max(spread, 1e-3 * wanted):
-        yield Finding(
-            "step0_loss",
-            0,
-            found,
-            wanted,
-            f"Before the first step every log-ratio is 0, so the loss must be {wanted:.4f} ({', '.join(types)}).",
+        allowed = allowed / trainer.beta**2 + 1e-3
+    names = ", ".join(types)
+    if abs(found - wanted) > max(allowed, 1e-3 * wanted):
+        meaning = f"Before the first step every log-ratio is 0, so the loss must be {wanted:.4f} ({names})."
+        remedy = (
             "The reference or the mask is not what the loss takes them for: run with fastpath.enabled=false, and clear "
-            "the reference cache (python -m recipes.cache clear=true).",
+            "the reference cache (python -m recipes.cache clear=true)."
         )
+        yield Finding("step0_loss", 0, found, wanted, meaning, remedy)
     else:
-        yield Proof(
-            "loss_at_start", found, f"{wanted:.4f}", f"Loss of the first batch ({', '.join(types)}), all log-ratios 0."
-        )
+        meaning = f"Loss of the first batch ({names}), all log-ratios 0."
+        yield Proof("loss_at_start", found, f"{wanted:.4f}", meaning)
 
 
 def rounding(trainer) -> float:
@@ -178,29 +176,38 @@ def without_weights(trainer, loss: float) -> float:
 def mask_faults(trainer, inputs: dict) -> Iterator[Finding | Proof]:
     """Scored tokens that are no answer: none, not in one piece, not behind the prompt, without the answer's end."""
     rows = [] if scores_otherwise(trainer.args) else list(scored_rows(inputs))
-    tokenizer = trainer.processing_class
-    opening = opening_of_answers(tokenizer)
+    opening = opening_of_answers(trainer.processing_class)
     one_piece = "labels" not in inputs  # a demonstration may have several answers
     for row, (ids, scored) in enumerate(rows):
-        starts = (scored & ~scored.roll(1)).nonzero().flatten().tolist()
-        if not scored.any():
-            yield mask_fault(row, "no token", "is scored: the prompt fills train.max_length")
-        elif scored[0]:
-            yield mask_fault(row, "the whole row", "is scored: the prompt would be trained too")
-        elif one_piece and len(starts) > 1:
-            yield mask_fault(row, "scattered tokens", "are scored: the mask has holes")
-        elif not scored[-1]:
-            yield mask_fault(row, "the answer's end", "is not scored: the model would never learn to stop")
-        for start in starts if opening else []:
-            before = ids[max(0, start - len(opening)) : start].tolist()
-            if before != opening:
-                what = f"stands before the scored tokens, where {tokenizer.decode(opening)!r} should"
-                yield mask_fault(row, repr(tokenizer.decode(before)), what)
+        for value, what in mask_errors(ids, scored, one_piece, opening, trainer.processing_class):
+            meaning = f"Row {row} of the first batch: {value} {what}."
+            remedy = (
+                "Look at the chat template (model.chat_template) and at python -m recipes.inspect_data; raise "
+                "train.max_length where the prompt fills it."
+            )
+            yield Finding("step0_mask", 0, value, "the answer and nothing else", meaning, remedy)
     if rows:
-        count = sum(int(scored.sum()) for _, scored in rows)
-        total = sum(len(ids) for ids, _ in rows)
+        count, total = sum(int(scored.sum()) for _, scored in rows), sum(len(ids) for ids, _ in rows)
         value = f"{count:,} of {total:,} tokens in {len(rows)} rows"
         yield Proof("answers_alone_are_scored", value, "each answer and its end", "Trained tokens of the first batch.")
+
+
+def mask_errors(ids, scored, one_piece: bool, opening: list[int], tokenizer) -> Iterator[tuple[str, str]]:
+    """(what, what is wrong with it) of one row: `ids` and `scored` of shape (tokens,), without padding."""
+    starts = (scored & ~scored.roll(1)).nonzero().flatten().tolist()
+    if not scored.any():
+        yield "no token", "is scored: the prompt fills train.max_length"
+    elif scored[0]:
+        yield "the whole row", "is scored: the prompt would be trained too"
+    elif one_piece and len(starts) > 1:
+        yield "scattered tokens", "are scored: the mask has holes"
+    elif not scored[-1]:
+        yield "the answer's end", "is not scored: the model would never learn to stop"
+    for start in starts if opening else []:
+        before = ids[max(0, start - len(opening)) : start].tolist()
+        if before != opening:
+            wanted = f"stands before the scored tokens, where {tokenizer.decode(opening)!r} should"
+            yield repr(tokenizer.decode(before)), wanted
 
 
 def scores_otherwise(args) -> bool:
@@ -219,18 +226,6 @@ def scored_rows(inputs: dict) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         attended = inputs.get(f"{side}attention_mask", torch.ones_like(ids)).bool().cpu()
         for row, mask, seen in zip(ids, scored.cpu(), attended, strict=True):
             yield row[seen], mask[seen]
-
-
-def mask_fault(row: int, value: str, what: str) -> Finding:
-    return Finding(
-        "step0_mask",
-        0,
-        value,
-        "the answer and nothing else",
-        f"Row {row} of the first batch: {value} {what}.",
-        "Look at the chat template (model.chat_template) and at python -m recipes.inspect_data; raise train.max_length "
-        "where the prompt fills it.",
-    )
 
 
 def opening_of_answers(tokenizer) -> list[int]:
@@ -254,41 +249,33 @@ def parameter_faults(model: torch.nn.Module, frozen: frozenset[str] = frozenset(
         ("step0_trainable", moving - wanted, "that LoRA leaves alone would be trained"),
     ):
         if names:
-            shown = f"{len(names)}: {min(names)}, …"
-            yield Finding(
-                code, 0, shown, "0 parameters", f"{len(names)} parameters {meaning}, first {min(names)}.", remedy
-            )
+            meaning = f"{len(names)} parameters {meaning}, first {min(names)}."
+            yield Finding(code, 0, f"{len(names)}: {min(names)}, …", "0 parameters", meaning, remedy)
     if moving == wanted:
-        yield Proof(
-            "trained_parameters", f"{len(moving)} tensors", f"{len(wanted)} tensors", "What an optimizer step moves."
-        )
-    if half := [name for name, each in model.named_parameters() if each.dtype == torch.float16 and name in moving]:
-        yield Finding(
-            "step0_float16",
-            0,
-            f"{len(half)} parameters",
-            "float32 or bfloat16",
-            "Weights that are trained are in float16: small gradients vanish in it, and log-prob sums overflow.",
-            "model.dtype=float32 (or bfloat16 on a GPU that has it).",
-        )
+        count = f"{len(moving)} tensors"
+        yield Proof("trained_parameters", count, count, "What an optimizer step moves.")
+    half = [name for name, each in model.named_parameters() if each.dtype == torch.float16 and name in moving]
+    if half:
+        meaning = "Weights that are trained are in float16: small gradients vanish in it, and log-prob sums overflow."
+        remedy = "model.dtype=float32 (or bfloat16 on a GPU that has it)."
+        yield Finding("step0_float16", 0, f"{len(half)} parameters", "float32 or bfloat16", meaning, remedy)
 
 
 def meant_to_move(model: torch.nn.Module) -> set[str]:
     """The parameters that full fine-tuning, or PEFT's active adapter, means to train."""
+    named = dict(model.named_parameters())
     if not isinstance(model, PeftModel):
-        return {name for name, _ in model.named_parameters()}
-    active, config = model.active_adapter, model.active_peft_config
-    kinds = {
-        kind for module in model.modules() if isinstance(module, BaseTunerLayer) for kind in module.adapter_layer_names
+        return set(named)
+    active, biased = model.active_adapter, getattr(model.active_peft_config, "bias", "none") != "none"
+    layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
+    kinds = {kind for layer in layers for kind in layer.adapter_layer_names}
+    return {
+        name
+        for name, parameter in named.items()
+        if (kinds & set(name.split(".")) and active in name.split("."))
+        or f"modules_to_save.{active}" in name
+        or (biased and name.endswith("bias") and parameter.requires_grad)
     }
-    named = {name for name, _ in model.named_parameters() if kinds & set(name.split(".")) and active in name.split(".")}
-    saved = {name for name, _ in model.named_parameters() if f"modules_to_save.{active}" in name}
-    biased = getattr(config, "bias", "none") != "none"
-    return (
-        named
-        | saved
-        | {name for name, p in model.named_parameters() if biased and name.endswith("bias") and p.requires_grad}
-    )
 
 
 @contextlib.contextmanager
@@ -308,15 +295,9 @@ def modules_that_run(model: torch.nn.Module | None) -> Iterator[set[str]]:
 
 def gradient_faults(model: torch.nn.Module, ran: set[str]) -> Iterator[Finding | Proof]:
     """Gradients that are not finite, or that are missing or zero for half of what is trained."""
-    remedy = (
-        "The loss does not reach these weights: run with fastpath.enabled=false and "
-        "hardware.gradient_checkpointing=false; "
-        "for 4-bit weights upgrade bitsandbytes."
-    )
     moving = {name: each for name, each in model.named_parameters() if each.requires_grad}
     judged = {name: each for name, each in moving.items() if name.rpartition(".")[0] in ran} or moving
-    grads = {name: each.grad for name, each in judged.items()}
-    norms = {name: 0.0 if grad is None else grad.detach().float().norm().item() for name, grad in grads.items()}
+    norms = {name: 0.0 if p.grad is None else p.grad.detach().float().norm().item() for name, p in judged.items()}
     if broken := [name for name, norm in norms.items() if not math.isfinite(norm)]:
         yield not_finite("gradient", 0, norms[broken[0]])
     # A zero-initialised LoRA B gets a gradient and passes none on to its A, so one side of each adapter moves at first
@@ -326,6 +307,10 @@ def gradient_faults(model: torch.nn.Module, ran: set[str]) -> Iterator[Finding |
         sides[place] = max(sides.get(place, 0.0), norm)
     dead = [place for place, norm in sides.items() if norm == 0]
     if dead and 2 * len(dead) >= len(sides):
+        remedy = (
+            "The loss does not reach these weights: run with fastpath.enabled=false and "
+            "hardware.gradient_checkpointing=false; for 4-bit weights upgrade bitsandbytes."
+        )
         value = f"{len(dead)} of {len(sides)} without"
         yield Finding("step0_gradient", 0, value, "0", f"No gradient reaches {dead[0]}.", remedy)
     else:
