@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from preftune.evaluate.scoring import ScoringError, plain_answer, scorer
+from preftune.evaluate.scoring import ScoringError, scorer, short_answer
 from preftune.pipeline.rounds import best_against_worst
 
 ASKED = [{"role": "user", "content": "How do I boil an egg?"}]
@@ -21,13 +21,11 @@ def longer(prompt, first, second):
     return float(len(first) > len(second))
 
 
-def test_the_plain_answer_rule_wants_a_complete_answer_to_the_question_that_does_not_repeat_itself():
-    good = plain_answer(ASKED, "Boil the egg for eight minutes.")
-    assert good == pytest.approx(1)
-    assert plain_answer(ASKED, "Boil the egg for") < good  # cut off
-    assert plain_answer(ASKED, "That depends on many things.") < good  # of something else
-    assert plain_answer(ASKED, "Boil boil boil boil egg egg egg.") < good
-    assert plain_answer(ASKED, "") == 0
+def test_the_short_answer_rule_wants_few_words_in_one_paragraph_without_a_list():
+    assert short_answer(ASKED, "Boil the egg for eight minutes.") == 1
+    bad = ["", "Boil it.", "1. Boil the water, then the egg.", "Boil the water.\n\nThen the egg in it.", "egg " * 31]
+    for answer in [*bad, "**Boil** the egg for eight minutes.", "- Boil the egg for eight minutes"]:
+        assert short_answer(ASKED, answer) == 0, answer
 
 
 def test_exactly_one_scorer_must_be_given():

@@ -1,8 +1,10 @@
 """recipes.evaluate: every model of a list on its held-out pairs, as one table or as JSON."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from datasets import Dataset
 from omegaconf import DictConfig, OmegaConf
@@ -18,7 +20,7 @@ from preftune.data.token_checks import answered, sequences, tokenized
 from preftune.data.views import KINDS
 from preftune.evaluate import generation, judge, lm_tasks, pairs, subjects
 from preftune.evaluate.generation import divergence, sampled
-from preftune.evaluate.judge import Judge, win_rate
+from preftune.evaluate.judge import Judge, Rule, win_rate
 from preftune.evaluate.lm_tasks import results
 from preftune.evaluate.pairs import PairScores, implicit_rewards, log_probs, perplexity
 from preftune.evaluate.statistics import at_equal_length, interval
@@ -39,6 +41,10 @@ ROWS = {  # of a model's figures: what it is called in the table, and its format
     "kl_per_token": ("  nats per token", ".4f"),
     "perplexity": ("perplexity of SFT data", ".2f"),
     "reference_perplexity": ("  the reference's", ".2f"),
+    "rule_score": ("mean of the rule", ".2f"),
+    "rule_score_ci": ("  95% interval", ".2f"),
+    "reference_rule_score": ("  the reference's", ".2f"),
+    "reference_rule_score_ci": ("  95% interval", ".2f"),
     "win_rate": ("win rate against the reference", ".1%"),
     "win_rate_ci": ("  95% interval", ".1%"),
     "length_controlled_win_rate": ("  at equal length", ".1%"),
@@ -73,33 +79,48 @@ def run(cfg: DictConfig) -> str:
     found = [find(name) for name in named]
     decide = judge.build(cfg.judge)
     first = next((each for each in found if each.cfg is not None), None)
-    rows = [row(each, first or each, cfg, decide) for each in found]
+    seen: dict[tuple, object] = {}
+    rows = [row(each, first or each, cfg, decide, seen) for each in found]
     if cfg.output is not None:
         write_json(Path(cfg.output), rows)
     return json.dumps(rows, indent=2, ensure_ascii=False) if cfg.format == "json" else table(rows)
 
 
-def row(subject: Subject, first: Subject, cfg: DictConfig, decide: Judge | None) -> dict:
+def row(subject: Subject, first: Subject, cfg: DictConfig, decide: Judge | None, seen: dict) -> dict:
     """The figures of one model; what its own run does not say (β, data, precision) is the first run's.
 
-    Raises what `run` raises.
+    `seen` keeps what is measured of a reference for the other models of the table. Raises what `run` raises.
     """
     teacher = subject if subject.cfg is not None else first
     bf16 = teacher.bf16 if cfg.bf16 is None else cfg.bf16
     beta = cfg.beta or teacher.beta or 0.1  # TRL's default, where neither a run nor the user names one
     loaded = subjects.load(subject, cfg.reference)
     data = held_out(cfg, teacher, loaded.tokenizer)
-    policy = pairs.score(loaded.model, loaded.tokenizer, data.pairs, data.max_length, bf16)
-    with loaded.reference() as other:
-        reference = pairs.score(other, loaded.tokenizer, data.pairs, data.max_length, bf16)
+    against = (cfg.reference or subject.start.path, subject.start.revision, data.pairs._fingerprint, bf16)
+
+    def of_reference(measure: Callable):
+        if (measure, against) not in seen:
+            with loaded.reference() as other:
+                seen[measure, against] = measure(other, loaded.tokenizer, data, cfg, bf16)
+        return seen[measure, against]
+
+    policy = scores(loaded.model, loaded.tokenizer, data, cfg, bf16)
+    reference = of_reference(scores)
     return {
         "model": subject.name,
         "reference": cfg.reference or subject.start.path,
         "beta": beta,
         **preferences(policy, reference, beta),
         **drift(loaded, data, cfg, bf16),
-        **forgetting(loaded, data, policy, reference, bf16),
-        **answers(loaded, data, cfg, decide),
+        "perplexity": sft_perplexity(loaded.model, loaded.tokenizer, data, cfg, bf16) or policy.perplexity(),
+        "reference_perplexity": of_reference(sft_perplexity) or reference.perplexity(),
+        **judged(
+            answers(loaded.model, loaded.tokenizer, data, cfg, bf16),
+            of_reference(answers),
+            cfg,
+            decide,
+            loaded.tokenizer,
+        ),
         **({"tasks": benchmarks(loaded, cfg)} if cfg.tasks else {}),
     }
 
@@ -159,29 +180,44 @@ def drift(loaded: Loaded, data: HeldOut, cfg: DictConfig, bf16: bool) -> dict:
     return {"kl": found.answer, "kl_error": found.error, "kl_per_token": found.token, "kl_tokens": found.tokens}
 
 
-def forgetting(loaded: Loaded, data: HeldOut, policy: PairScores, reference: PairScores, bf16: bool) -> dict:
-    """Perplexity of the SFT data under policy and reference: what it rises by was forgotten."""
+def scores(model, tokenizer, data: HeldOut, cfg: DictConfig, bf16: bool) -> PairScores:
+    """The log-probs that a model gives the held-out pairs."""
+    return pairs.score(model, tokenizer, data.pairs, data.max_length, bf16)
+
+
+def sft_perplexity(model, tokenizer, data: HeldOut, cfg: DictConfig, bf16: bool) -> float | None:
+    """Perplexity of the SFT data; what it rises by was forgotten. None where there is none."""
     if data.demonstrations is None:
-        return {"perplexity": policy.perplexity(), "reference_perplexity": reference.perplexity()}
-    shown = tokenized(data.demonstrations, DEMONSTRATIONS, loaded.tokenizer)
-    rows = [sequences(row, data.max_length) for row in shown]
-    mine = log_probs(loaded.model, loaded.tokenizer, rows, bf16)
-    with loaded.reference() as other:
-        theirs = log_probs(other, loaded.tokenizer, rows, bf16)
-    return {"perplexity": perplexity(*mine), "reference_perplexity": perplexity(*theirs)}
+        return None
+    rows = [sequences(row, data.max_length) for row in tokenized(data.demonstrations, DEMONSTRATIONS, tokenizer)]
+    return perplexity(*log_probs(model, tokenizer, rows, bf16))
 
 
-def answers(loaded: Loaded, data: HeldOut, cfg: DictConfig, decide: Judge | None) -> dict:
-    """Greedy answers of policy and reference to the first prompts, and how often the judge prefers the policy's."""
-    wanted = max(cfg.generations, cfg.judged_prompts if decide else 0)
+def answers(model, tokenizer, data: HeldOut, cfg: DictConfig, bf16: bool) -> list[tuple[list[dict], str]]:
+    """(prompt, greedy answer) of a model for the first prompts, as many as are shown or judged."""
+    wanted = max(cfg.generations, cfg.judged_prompts if cfg.judge else 0)
     prompts = data.pairs[:wanted]["prompt"] if wanted else []
-    mine = generation.answers(loaded.model, loaded.tokenizer, prompts, cfg.max_new_tokens)
-    with loaded.reference() as other:
-        theirs = generation.answers(other, loaded.tokenizer, prompts, cfg.max_new_tokens)
-    both = list(zip(prompts, mine, theirs, strict=True))
+    return list(zip(prompts, generation.answers(model, tokenizer, prompts, cfg.max_new_tokens), strict=True))
+
+
+def judged(mine: list, theirs: list, cfg: DictConfig, decide: Judge | None, tokenizer) -> dict:
+    """Answers of policy and reference side by side, and how often the judge prefers the policy's."""
+    both = [(prompt, answer, other) for (prompt, answer), (_, other) in zip(mine, theirs, strict=True)]
     shown = [{"prompt": p[-1]["content"], "policy": a, "reference": b} for p, a, b in both[: cfg.generations]]
-    rate = win_rate(decide, both[: cfg.judged_prompts], loaded.tokenizer) if decide else {}
-    return rate | {"generations": shown}
+    asked = both[: cfg.judged_prompts]
+    rate = win_rate(decide, asked, tokenizer) if decide else {}
+    return rate | (rule_scores(decide, asked) if isinstance(decide, Rule) else {}) | {"generations": shown}
+
+
+def rule_scores(rule: Rule, answered: list[tuple[list[dict], str, str]]) -> dict:
+    """The mean of a rule over the policy's and the reference's answers, with Wilson's interval where it is a share."""
+    found = {}
+    for place, name in ((1, "rule_score"), (2, "reference_rule_score")):
+        scores = [rule.score(row[0], row[place]) for row in answered]
+        found[name] = fmean(scores)
+        if all(0 <= score <= 1 for score in scores):
+            found[f"{name}_ci"] = list(interval(found[name], len(scores)))
+    return found
 
 
 def benchmarks(loaded: Loaded, cfg: DictConfig) -> dict:

@@ -18,8 +18,11 @@ def answers(
     model, tokenizer: PreTrainedTokenizerBase, prompts: list[list[dict]], max_new_tokens: int = 64
 ) -> list[str]:
     """The model's greedy answer to each prompt (a message list), cut after `max_new_tokens`."""
-    drawn = (_generated(model, tokenizer, [prompt], max_new_tokens, do_sample=False) for prompt in prompts)
-    return [tokenizer.decode(ids[0][1], skip_special_tokens=True).strip() for ids in drawn]
+    found = []
+    for start in tqdm(range(0, len(prompts), BATCH), desc="answering", unit="batch", leave=False):
+        rows = generated(model, tokenizer, prompts[start : start + BATCH], max_new_tokens, do_sample=False)
+        found += [tokenizer.decode(ids, skip_special_tokens=True).strip() for _, ids in rows]
+    return found
 
 
 def sampled(
@@ -32,12 +35,12 @@ def sampled(
         for start in tqdm(range(0, len(prompts), BATCH), desc="drawing answers", unit="batch", leave=False):
             with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
                 batch = prompts[start : start + BATCH]
-                drawn += _generated(model, tokenizer, batch, max_new_tokens, **PLAIN_SAMPLING)
+                drawn += generated(model, tokenizer, batch, max_new_tokens, **PLAIN_SAMPLING)
     return drawn
 
 
 @torch.no_grad()
-def _generated(model, tokenizer, prompts: list[list[dict]], max_new_tokens: int, **options):
+def generated(model, tokenizer, prompts: list[list[dict]], max_new_tokens: int, **options):
     """(prompt, answer) in tokens for each prompt of a batch; an answer is cut behind its end."""
     rows = [token_ids(tokenizer, prompt, add_generation_prompt=True) for prompt in prompts]
     length, ends = max(map(len, rows)), stop_tokens(tokenizer)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import numpy as np
+from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
 from preftune.config.errors import UserError
@@ -95,6 +96,23 @@ def verdict(judge: Judge, prompt: Messages, first: str, second: str) -> float:
     if not isinstance(found, (int, float)) or not 0 <= found <= 1:
         raise JudgeError(f"the judge gave {found!r}; it must say from 0 to 1 how sure it is that the first is better")
     return float(found)
+
+
+class Rule:
+    """A rule for one answer, by its dotted path: (prompt messages, answer) → a number, the higher the better."""
+
+    def __init__(self, path: str):
+        try:
+            self.rule = get_method(path)
+        except (ImportError, ValueError) as error:
+            raise JudgeError(f"judge.path={path}: {error}") from None
+
+    def score(self, prompt: Messages, answer: str) -> float:
+        """What the rule gives for an answer."""
+        return float(self.rule(prompt, answer))
+
+    def __call__(self, prompt: Messages, first: str, second: str) -> float:
+        return float(np.sign(self.score(prompt, first) - self.score(prompt, second)) / 2 + 0.5)
 
 
 class Endpoint:

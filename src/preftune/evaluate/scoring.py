@@ -14,46 +14,8 @@ from preftune.evaluate.judge import verdict
 
 Messages = list[dict]
 Scorer = Callable[[Messages, Sequence[str]], list[float]]  # a prompt and several answers to it → a score each
-WORD = re.compile(r"[a-z0-9']+")
-COMMON = {
-    "a",
-    "an",
-    "and",
-    "are",
-    "as",
-    "at",
-    "be",
-    "by",
-    "can",
-    "do",
-    "does",
-    "for",
-    "from",
-    "how",
-    "i",
-    "if",
-    "in",
-    "is",
-}
-COMMON |= {
-    "it",
-    "me",
-    "my",
-    "of",
-    "on",
-    "or",
-    "should",
-    "so",
-    "tell",
-    "that",
-    "the",
-    "there",
-    "this",
-    "to",
-    "was",
-    "what",
-}
-COMMON |= {"when", "where", "which", "who", "why", "will", "with", "would", "you", "your"}
+LIST_OR_CODE = re.compile(r"^\s*(?:[-*•#>]|\d+[.)])\s|`|\*\*", re.MULTILINE)
+MOST_WORDS, FEWEST_WORDS = 30, 4
 
 
 class ScoringError(UserError):
@@ -61,14 +23,13 @@ class ScoringError(UserError):
 
 
 def scorer(settings: DictConfig) -> Scorer:
-    """The scorer that `rule`, `reward_model` or `judge` names. Raises ScoringError unless exactly one of them is "
-    "given."""
+    """The scorer that `rule`, `reward_model` or `judge` names. Raises ScoringError unless exactly one is given."""
     makers = {"rule": by_rule, "reward_model": by_reward_model, "judge": by_judge}
     given = [name for name in makers if settings[name]]
     if len(given) != 1:
         raise ScoringError(
             f"pipeline.rounds: give one of {', '.join(makers)} to score answers by, not {len(given)}; for example "
-            "pipeline.rounds.rule=preftune.scoring.plain_answer"
+            "pipeline.rounds.rule=preftune.evaluate.scoring.short_answer"
         )
     return makers[given[0]](settings[given[0]])
 
@@ -100,8 +61,7 @@ def by_reward_model(path: str) -> Scorer:
 
 
 def by_judge(settings: DictConfig) -> Scorer:
-    """A judge of conf/judge: an answer's score is the share of the others that it beats, each pair judged both ways "
-    "round."""
+    """A judge of conf/judge: an answer's score is the share of the others that it beats, judged both ways round."""
     decide = judge.build(OmegaConf.create(settings))
 
     def score(prompt: Messages, answers: Sequence[str]) -> list[float]:
@@ -116,14 +76,7 @@ def by_judge(settings: DictConfig) -> Scorer:
     return score
 
 
-def plain_answer(prompt: Messages, answer: str) -> float:
-    """A rule for the shipped data, from 0 to 1: a complete answer of one to three sentences (1 or 0), that takes up the
-    question's own words (half of them are enough) and does not repeat itself. The mean of the three."""
-    words = WORD.findall(answer.lower())
-    if not words:
-        return 0.0
-    asked = set(WORD.findall(prompt[-1]["content"].lower())) - COMMON
-    sentences = re.findall(r"[.!?](?:\s|$)", answer)
-    complete = float(answer.rstrip().endswith((".", "!")) and 1 <= len(sentences) <= 3)
-    named = len(asked & set(words)) / len(asked) if asked else 1.0
-    return (complete + min(2 * named, 1.0) + len(set(words)) / len(words)) / 3
+def short_answer(prompt: Messages, answer: str) -> float:
+    """The rule of the shipped pairs: 1 for 4 to 30 words in one paragraph without list, heading or code, else 0."""
+    words, lines = len(answer.split()), answer.strip().splitlines()
+    return float(FEWEST_WORDS <= words <= MOST_WORDS and len(lines) == 1 and not LIST_OR_CODE.search(answer))

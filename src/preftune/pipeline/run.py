@@ -67,7 +67,7 @@ def starting_model(cfg: DictConfig, run: Path) -> Artifact:
 
 
 def evaluated(progress: Progress, name: str) -> None:
-    """Score the last training stage's result beside what it started from, into <run>/evaluation/."""
+    """Score the results of the first and the last training stage beside their references, into <run>/evaluation/."""
     from preftune.evaluate import evaluation
 
     if not list(progress.summaries.values())[-1]["looks"]:
@@ -78,7 +78,9 @@ def evaluated(progress: Progress, name: str) -> None:
     if not needed(output, made_of) or not main_process():
         return
     output.mkdir(exist_ok=True)
-    own = {"models": [str(progress.result.parent)], "output": str(output / "evaluation.json")}
+    names = list(progress.summaries)
+    models = [str(progress.run / name) for name in dict.fromkeys((names[0], names[-1]))]
+    own = {"models": models, "output": str(output / "evaluation.json")}
     print(evaluation.run(OmegaConf.merge(defaults("evaluate"), asked, own)))
     lineage.record(output, made_of, Artifact(str(output), checkpoints.digest(output / "evaluation.json")))
 

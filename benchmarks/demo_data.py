@@ -1,0 +1,80 @@
+"""Draw the demo's preference pairs from the embedded model itself: `python -m benchmarks.demo_data`.
+
+The rule, which a reader sees at a glance: an answer is short, at most 30 words in one paragraph without a list.
+*chosen* is the model's own answer to the prompt with REQUEST behind it, where it keeps the rule and ends as a sentence;
+*rejected* is its answer to the bare prompt, where it breaks the rule. REQUEST is not in the data. The same seed draws
+the same pairs on the same machine.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+
+from preftune.evaluate.generation import generated
+from preftune.evaluate.scoring import short_answer
+from preftune.models.load import load_model, load_tokenizer
+from preftune.models.tokenizer import stop_tokens
+
+REQUEST = " Answer in one short sentence."
+TRIES, SEED, BATCH = 4, 0, 32
+HELD_OUT = 96  # every third prompt or so, as many as this
+TOKENS = {"chosen": 48, "rejected": 128}
+HERE = Path(__file__).parent
+FOLDER = HERE.parent / "src/preftune/data/demo"
+
+
+def drawn(model, tokenizer, prompts: list[str], max_new_tokens: int) -> list[tuple[str, bool]]:
+    """(answer, whether it ended by itself) to each prompt, at temperature 0.7."""
+    found = []
+    for start in range(0, len(prompts), BATCH):
+        batch = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + BATCH]]
+        for _, ids in generated(model, tokenizer, batch, max_new_tokens, do_sample=True, temperature=0.7, top_k=0):
+            text = tokenizer.decode(ids, skip_special_tokens=True).strip()
+            found.append((text, ids[-1] in stop_tokens(tokenizer)))
+        print(f"{min(start + BATCH, len(prompts))} of {len(prompts)} prompts answered", flush=True)
+    return found
+
+
+def kept(answers: list[tuple[str, bool]], prompts: list[str], good: bool) -> dict[str, str]:
+    """The answers that are good examples of keeping the rule, or of breaking it, by prompt."""
+    found = {}
+    for prompt, (answer, ended) in zip(prompts, answers, strict=True):
+        keeps = short_answer([], answer) == 1.0
+        if ended and (keeps and answer[-1] in ".!?" if good else not keeps):
+            found[prompt] = answer
+    return found
+
+
+def tried(model, tokenizer, prompts: list[str], side: str) -> dict[str, str]:
+    """An answer of this side to as many prompts as give one in TRIES draws."""
+    found: dict[str, str] = {}
+    for _ in range(TRIES):
+        left = [prompt for prompt in prompts if prompt not in found]
+        asked = [prompt + REQUEST for prompt in left] if side == "chosen" else left
+        found |= kept(drawn(model, tokenizer, asked, TOKENS[side]), left, side == "chosen")
+    return found
+
+
+def main() -> None:
+    base = OmegaConf.load(HERE.parent / "conf/base.yaml").model
+    base.path = "embedded://smollm2"
+    torch.manual_seed(SEED)
+    model, tokenizer = load_model(base, OmegaConf.create({}), use_cpu=True), load_tokenizer(base)
+    prompts = (HERE / "demo_prompts.txt").read_text(encoding="utf-8").splitlines()
+    chosen = tried(model, tokenizer, prompts, "chosen")
+    rejected = tried(model, tokenizer, prompts, "rejected")
+    both = [prompt for prompt in prompts if prompt in chosen and prompt in rejected]
+    rows = [{"prompt": prompt, "chosen": chosen[prompt], "rejected": rejected[prompt]} for prompt in both]
+    held_out = {round(number * len(rows) / HELD_OUT) for number in range(HELD_OUT)}
+    for name, picked in (("eval", True), ("train", False)):
+        lines = [
+            json.dumps(row, ensure_ascii=False) for number, row in enumerate(rows) if (number in held_out) == picked
+        ]
+        (FOLDER / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        print(f"{name}.jsonl: {len(lines)} pairs of {len(prompts)} prompts")
+
+
+if __name__ == "__main__":
+    main()
