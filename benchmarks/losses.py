@@ -41,7 +41,7 @@ def config(loss: str, folder: Path):
     GlobalHydra.instance().clear()
     with initialize_config_module("preftune.conf", version_base="1.3"):
         return compose(
-            loss, [*matrix.plainly(folder, data, rows), f"output_dir={folder / loss}", "lora=none", *overrides]
+            loss, [*matrix.plain_settings(folder, data, rows), f"output_dir={folder / loss}", "lora=none", *overrides]
         )
 
 

@@ -232,12 +232,12 @@ def by_preftune(folder: Path, lora: bool) -> list[dict]:
     overrides += ["lora=lora", "lora.r=4"] if lora else ["lora=none"]
     GlobalHydra.instance().clear()
     with initialize_config_module("preftune.conf", version_base="1.3"):
-        cfg = compose("dpo", [*plainly(folder, data, len(ROWS)), f"output_dir={run}", *overrides])
+        cfg = compose("dpo", [*plain_settings(folder, data, len(ROWS)), f"output_dir={run}", *overrides])
     training.stage(cfg, {})
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def plainly(folder: Path, data: Path, rows: int) -> list[str]:
+def plain_settings(folder: Path, data: Path, rows: int) -> list[str]:
     """Overrides for a checkpoint and its rows, all in one batch, in float32 and with nothing beside the training."""
     return [
         "model=path",

@@ -8,14 +8,14 @@ import sys
 import hydra
 
 from preftune.config.command_line import command_line
-from preftune.config.errors import plainly
+from preftune.config.errors import report_user_errors
 
 
 @hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="chat")
 def main(cfg):
     from preftune.evaluate.chat import chat  # imports torch: only after the checks
 
-    with plainly():
+    with report_user_errors():
         chat(cfg)
 
 

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from preftune.config.errors import plainly
+from preftune.config.errors import report_user_errors
 
 FORMATS = ("format=table", "format=json")  # written as everywhere else in preftune
 
@@ -27,7 +27,7 @@ def main():
     from preftune.report.comparison_report import as_json, as_text, html
     from preftune.report.record import write_text
 
-    with plainly():
+    with report_user_errors():
         found = comparison.compare(runs)
         page = write_text(given.output, html(found))
     print(as_json(found) if form == "format=json" else as_text(found))

@@ -6,14 +6,14 @@
 import hydra
 
 from preftune.config.command_line import command_line
-from preftune.config.errors import plainly
+from preftune.config.errors import report_user_errors
 
 
 @hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="dashboard")
 def main(cfg):
     from preftune.report import dashboard
 
-    with plainly():
+    with report_user_errors():
         print(dashboard.build(**cfg))
 
 

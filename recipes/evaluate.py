@@ -9,12 +9,12 @@ import sys
 import hydra
 
 from preftune.config.command_line import command_line
-from preftune.config.errors import plainly
+from preftune.config.errors import report_user_errors
 
 
 @hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="evaluate")
 def main(cfg):
-    with plainly():
+    with report_user_errors():
         with contextlib.redirect_stdout(sys.stderr):  # libraries announce themselves there, and JSON must stand alone
             from preftune.evaluate import evaluation  # imports torch: only after the checks
 

@@ -6,7 +6,7 @@
 import argparse
 from pathlib import Path
 
-from preftune.config.errors import plainly
+from preftune.config.errors import report_user_errors
 
 
 def main():
@@ -18,7 +18,7 @@ def main():
     given = parser.parse_args()
     from preftune.report import comparison_report, page  # matplotlib takes half a second
 
-    with plainly():
+    with report_user_errors():
         if len(given.runs) == 1:
             print(page.write(given.runs[0], given.output))
         else:

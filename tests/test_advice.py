@@ -19,7 +19,7 @@ ADVISERS = {
     "data check": (set_checks, "check", "data check: not available"),
     "token check": (token_checks, "check", "token check: not available"),
     "probe": (applies, "_why_not_model", "could not be tried"),
-    "step 0": (start, "mask_faults", "step-0 check: not available"),
+    "step 0": (start, "check_mask", "step-0 check: not available"),
     "snapshot": (pairs, "score", "held-out pairs (start): not available"),
     "monitor": (rules, "judged", "health: not available"),
     "samples": (samples, "length_drift", "samples: not available"),

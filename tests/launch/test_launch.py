@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from preftune.config.errors import LaunchError
 from preftune.launch import slurm
 from preftune.launch.start import require_possible
-from preftune.launch.torchrun import awaited, torchrun_options
+from preftune.launch.torchrun import torchrun_options
 from preftune.trainers import engine
 
 SRUN = {
@@ -96,7 +96,7 @@ def test_a_job_that_makes_room_saves_before_submitit_hears_of_it(tmp_path):
     try:
         ranks = subprocess.Popen([sys.executable, "-c", saving], cwd=tmp_path)
         threading.Thread(target=preempt).start()
-        assert awaited(ranks) == 143
+        assert wait_for_ranks(ranks) == 143
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert heard == [True]

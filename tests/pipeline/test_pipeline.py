@@ -68,8 +68,8 @@ def test_what_is_finished_and_unchanged_is_kept(composed, finished, capsys):
 def test_only_what_a_change_concerns_is_redone_and_the_reason_is_said(composed, finished, capsys):
     again(composed, "loss.beta=0.3")
     told = capsys.readouterr().out
-    assert "sft: finished before" in told and "preference: redone, for loss.beta changed" in told
-    assert "exported: redone, for model changed" in told
+    assert "sft: finished before" in told and "preference: rerun: loss.beta changed" in told
+    assert "exported: rerun: model changed" in told
     run = Path(finished[0].output_dir)
     assert len(list(run.glob("preference-replaced-*"))) == 1 and not list(run.glob("sft-replaced-*"))
 
@@ -79,15 +79,15 @@ def test_changed_data_redoes_every_stage(composed, finished, pairs_file, tmp_pat
     (tmp_path / "rows.jsonl").write_text("".join(lines[:-1]))
     again(composed, f"data.path={tmp_path / 'rows.jsonl'}")
     told = capsys.readouterr().out
-    assert "sft: redone, for data.path, the content of" in told
-    assert "sft-model: redone, for adapter changed" in told and "preference: redone" in told
+    assert "sft: rerun: data.path, the content of" in told
+    assert "sft-model: rerun: adapter changed" in told and "preference: redone" in told
 
 
 def test_a_damaged_result_is_redone(composed, finished, capsys):
     weights = Path(finished[0].output_dir) / "preference" / "model" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
     again(composed)
-    assert "preference: redone, for model: adapter_model.safetensors is damaged" in capsys.readouterr().out
+    assert "preference: rerun: model: adapter_model.safetensors is damaged" in capsys.readouterr().out
 
 
 def test_an_unfinished_stage_goes_on_alone(composed, finished, capsys):

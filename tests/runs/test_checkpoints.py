@@ -73,5 +73,5 @@ def test_a_folder_is_in_place_only_when_it_is_whole(tmp_path):
         (Path(folder) / "model.safetensors").write_bytes(b"weights")
 
     save_whole(tmp_path / "model", saves)
-    assert checkpoints.fault(tmp_path / "model") is None
+    assert checkpoints.damage(tmp_path / "model") is None
     assert json.loads((tmp_path / "model" / SEAL).read_text()).keys() == {"model.safetensors"}

@@ -259,8 +259,8 @@ def test_tokens_a_second_are_counted_where_the_trainer_does_not_say_them(monkeyp
     clock = iter([10.0, 12.0])
     monkeypatch.setattr(tracking.time, "monotonic", lambda: next(clock))
     bar = Progress("dpo")
-    assert bar.standing({"num_tokens": 1000}) == ""
-    assert bar.standing({"num_tokens": 3000}) == "1,000 tokens/s"
+    assert bar.progress_suffix({"num_tokens": 1000}) == ""
+    assert bar.progress_suffix({"num_tokens": 3000}) == "1,000 tokens/s"
 
 
 def test_other_ranks_show_no_progress(capsys):

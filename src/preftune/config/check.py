@@ -11,7 +11,7 @@ from preftune.config.keys import Known, trainers
 from preftune.config.problems import Problem, render
 from preftune.config.renamed import OURS
 from preftune.config.rules import conflicts
-from preftune.config.schema import machine_faults, missing_files, own_faults, unwritable_places
+from preftune.config.schema import lacking_here, missing_files, own_key_problems, unwritable_places
 from preftune.config.stages import ADAPTERS, RESERVED, Stage, sections
 from preftune.config.values import complaint
 
@@ -41,13 +41,13 @@ def check(cfg: DictConfig, here: bool = False) -> list[Problem]:
     known = Known(cfg, found)
     for stage in found:
         problems += fill(stage, known)
-    problems += adapter_faults(config, known)
-    problems += own_faults(config)
+    problems += adapter_problems(config, known)
+    problems += own_key_problems(config)
     for stage in found:
         problems += conflicts(stage)
     problems += missing_files(config)
     problems += unwritable_places(config)
-    problems += machine_faults(config) if here else []
+    problems += lacking_here(config) if here else []
     return list(dict.fromkeys(problems))
 
 
@@ -88,15 +88,15 @@ def fill(stage: Stage, known: Known) -> Iterator[Problem]:
             elif origin.setdefault(name, section) != section:
                 yield Problem(key, f"stands in {stage.keys[name]} too; keep one of them")
             elif problem := complaint(stage.fields[name].wants, key, value, stage.fields[name].default):
-                stage.faulty.add(name)
+                stage.invalid.add(name)
                 yield problem
             else:
                 stage.args[name] = value
-                stage.faulty.discard(name)
+                stage.invalid.discard(name)
             stage.keys[name] = key
 
 
-def adapter_faults(config: dict, known: Known) -> Iterator[Problem]:
+def adapter_problems(config: dict, known: Known) -> Iterator[Problem]:
     """Keys and types under lora and lora.quantization, against peft's and transformers' own classes."""
     for path in ADAPTERS:
         for name, value in stages.node(config, path).items():

@@ -60,7 +60,7 @@ def advice(what: str):
 
 
 @contextlib.contextmanager
-def plainly():
+def report_user_errors():
     """End the program with the message alone where a UserError is raised, a path cannot be used, or the disk is full.
 
     Everything else keeps its traceback; with HYDRA_FULL_ERROR=1 the paths do too.

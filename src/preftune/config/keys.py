@@ -31,7 +31,7 @@ class Known:
         self.trained = {path: stage.fields for stage in found for path, _ in sections(stage)}
         self.sections = [*self.trained, *ADAPTERS]
         paths = [path for path, _ in leaves(OmegaConf.to_container(cfg, resolve=False))]
-        self.leaves = {path for path in paths if not self._strange(path)}
+        self.leaves = {path for path in paths if not self._is_unknown(path)}
         self.nodes = {path.rsplit(".", depth)[0] for path in paths for depth in range(1, path.count(".") + 1)}
 
     def arguments(self, section: str) -> dict[str, Field]:
@@ -106,7 +106,7 @@ class Known:
             return f"no such key; {section} has {', '.join(sorted(there))}"
         return f"no such key; there are {', '.join(sorted({leaf.split('.')[0] for leaf in self.leaves}))}"
 
-    def _strange(self, path: str) -> bool:
+    def _is_unknown(self, path: str) -> bool:
         """Whether a file sets a key that the section's class does not have."""
         section, name, _ = self._split(path)
         reserved = RESERVED.get(section.rpartition(".")[2], ())

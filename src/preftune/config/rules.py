@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from preftune.config.problems import Problem
 from preftune.config.ranges import adapter_numbers, label_smoothing, numbers
-from preftune.config.stages import SELECTIVE, Faulty, Stage, node
+from preftune.config.stages import SELECTIVE, InvalidArgument, Stage, node
 from preftune.config.values import written
 
 
@@ -15,7 +15,7 @@ def conflicts(stage: Stage) -> Iterator[Problem]:
     for rule in RULES:
         try:
             yield from rule(stage)
-        except Faulty:
+        except InvalidArgument:
             continue
 
 

@@ -80,7 +80,7 @@ def base() -> dict[str, object]:
     return dict(leaves(OmegaConf.to_container(loaded, resolve=False)))
 
 
-def own_faults(config: dict) -> Iterator[Problem]:
+def own_key_problems(config: dict) -> Iterator[Problem]:
     """Keys, types and numbers of preftune's own sections, against base.yaml."""
     defaults = base()
     owned = {path.split(".")[0] for path in defaults if "." in path} - {"hydra", *RESERVED}
@@ -152,7 +152,7 @@ def named_files(config: dict) -> Iterator[tuple[str, str]]:
                 yield key, source
 
 
-def machine_faults(config: dict) -> Iterator[Problem]:
+def lacking_here(config: dict) -> Iterator[Problem]:
     """What this machine lacks for a run on it: an accelerator, bfloat16 on it, an optional package."""
     settings = node(config, "hardware")
     card = hardware.accelerator()

@@ -19,7 +19,7 @@ WIDER = {"gradient_checkpointing": f"bool | Literal[{SELECTIVE!r}]"}  # argument
 ADAPTERS = {"lora": "peft.LoraConfig", "lora.quantization": "transformers.BitsAndBytesConfig"}
 
 
-class Faulty(Exception):
+class InvalidArgument(Exception):
     """A rule asked for an argument that is wrong by itself: what it would say rests on nothing."""
 
 
@@ -36,7 +36,7 @@ class Stage:
     config: dict
     args: dict[str, object] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
-    faulty: set[str] = field(default_factory=set)
+    invalid: set[str] = field(default_factory=set)
 
     def __contains__(self, name: str) -> bool:
         return name in self.fields
@@ -44,10 +44,10 @@ class Stage:
     def __getitem__(self, name: str) -> object:
         """The argument's value, or TRL's default; None where the trainer has no such argument.
 
-        Raises Faulty where what was given is wrong by itself.
+        Raises InvalidArgument where what was given is wrong by itself.
         """
-        if name in self.faulty:
-            raise Faulty(name)
+        if name in self.invalid:
+            raise InvalidArgument(name)
         default = self.fields[name].default if name in self.fields else None
         return self.args.get(name, None if default is UNREAD else default)
 

@@ -50,8 +50,8 @@ class ProvedStart:
         if first:
             self._proved = True
             unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-            self._check(mask_faults, self, inputs)
-            self._check(parameter_faults, unwrapped, self.frozen_by_model)
+            self._check(check_mask, self, inputs)
+            self._check(check_parameters, unwrapped, self.frozen_by_model)
         if first and with_noise(self.args):
             self._without_noise(inputs)
         with modules_that_run(unwrapped if first else None) as ran:
@@ -62,7 +62,7 @@ class ProvedStart:
             if not with_noise(self.args):
                 self._prove_reference()
             if not self.is_deepspeed_enabled:  # DeepSpeed keeps gradients to itself
-                self._check(gradient_faults, unwrapped, ran)
+                self._check(check_gradients, unwrapped, ran)
         return loss
 
     def _without_noise(self, inputs) -> None:
@@ -77,8 +77,8 @@ class ProvedStart:
         self.model.train()
 
     def _prove_reference(self) -> None:
-        self._check(reference_faults, self)
-        self._check(loss_faults, self)
+        self._check(check_reference, self)
+        self._check(check_loss, self)
 
     def _check(self, check: Callable, *arguments) -> None:
         with advice("step-0 check"):
@@ -98,7 +98,7 @@ def not_finite(what: str, step: int, value: float) -> Finding:
     return Finding(f"{what}_not_finite", step, str(value), "a finite number", meaning, remedy)
 
 
-def reference_faults(trainer) -> Iterator[Finding | Proof]:
+def check_reference(trainer) -> Iterator[Finding | Proof]:
     """Log-ratios of the first batch that are not 0."""
     ratios = getattr(trainer, "logratios_per_token", None)
     if ratios is None or not trainer.starts_as_reference:  # nothing that is known
@@ -121,7 +121,7 @@ def reference_faults(trainer) -> Iterator[Finding | Proof]:
         yield Proof("policy_is_reference", value, f"at most {bound:.1e}", meaning)
 
 
-def loss_faults(trainer) -> Iterator[Finding | Proof]:
+def check_loss(trainer) -> Iterator[Finding | Proof]:
     """A loss of the first batch that is not the constant that log-ratios of 0 give."""
     args = trainer.args
     types = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
@@ -173,7 +173,7 @@ def without_weights(trainer, loss: float) -> float:
     return loss / (share * trainer.args.desirable_weight + (1 - share) * trainer.args.undesirable_weight)
 
 
-def mask_faults(trainer, inputs: dict) -> Iterator[Finding | Proof]:
+def check_mask(trainer, inputs: dict) -> Iterator[Finding | Proof]:
     """Scored tokens that are no answer: none, not in one piece, not behind the prompt, without the answer's end."""
     rows = [] if scores_otherwise(trainer.args) else list(scored_rows(inputs))
     opening = opening_of_answers(trainer.processing_class)
@@ -237,7 +237,7 @@ def opening_of_answers(tokenizer) -> list[int]:
     return opened[len(asked) :]
 
 
-def parameter_faults(model: torch.nn.Module, frozen: frozenset[str] = frozenset()) -> Iterator[Finding | Proof]:
+def check_parameters(model: torch.nn.Module, frozen: frozenset[str] = frozenset()) -> Iterator[Finding | Proof]:
     """Parameters that should move and do not, that should not and do, or are in float16."""
     wanted = meant_to_move(model) - frozen
     moving = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -293,7 +293,7 @@ def modules_that_run(model: torch.nn.Module | None) -> Iterator[set[str]]:
             hook.remove()
 
 
-def gradient_faults(model: torch.nn.Module, ran: set[str]) -> Iterator[Finding | Proof]:
+def check_gradients(model: torch.nn.Module, ran: set[str]) -> Iterator[Finding | Proof]:
     """Gradients that are not finite, or that are missing or zero for half of what is trained."""
     moving = {name: each for name, each in model.named_parameters() if each.requires_grad}
     judged = {name: each for name, each in moving.items() if name.rpartition(".")[0] in ran} or moving

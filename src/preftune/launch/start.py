@@ -40,7 +40,7 @@ def run(cfg: DictConfig, recipe: str, task: str) -> float | None:
     it is printed and raised, so that Hydra goes on with the other jobs. Imports torch only where this process trains.
     """
     slurm.take_place(os.environ)
-    with plainly(cfg):
+    with report_job_errors(cfg):
         if finished_before(cfg):
             return sweep.objective(cfg.output_dir)
         require_possible(cfg)
@@ -54,10 +54,10 @@ def run(cfg: DictConfig, recipe: str, task: str) -> float | None:
 
 
 @contextlib.contextmanager
-def plainly(cfg: DictConfig) -> Iterator[None]:
-    """`errors.plainly`, except that a failed job of a sweep says what it was and lets the next one begin."""
+def report_job_errors(cfg: DictConfig) -> Iterator[None]:
+    """`errors.report_user_errors`, except that a failed job of a sweep says what it was and lets the next one begin."""
     if not in_sweep():
-        with errors.plainly():
+        with errors.report_user_errors():
             yield
         return
     try:

@@ -34,10 +34,10 @@ def start(cfg: DictConfig, recipe: str) -> None:
         recipe,
         *command_line(cfg),
     ]
-    ended(awaited(subprocess.Popen(command, env=environ, start_new_session=True)), cfg.output_dir)
+    exit_like_ranks(wait_for_ranks(subprocess.Popen(command, env=environ, start_new_session=True)), cfg.output_dir)
 
 
-def awaited(ranks: subprocess.Popen) -> int:
+def wait_for_ranks(ranks: subprocess.Popen) -> int:
     """The exit code of the ranks, to whom SIGINT and SIGTERM are passed on; they may then save a checkpoint.
 
     Where submitit listens for the signal of a Slurm job whose time is up or which makes room, they save first, and
@@ -68,7 +68,7 @@ def awaited(ranks: subprocess.Popen) -> int:
     return code
 
 
-def ended(code: int, output_dir: str) -> None:
+def exit_like_ranks(code: int, output_dir: str) -> None:
     """Raise what the exit code of the ranks means for this process; their own words were printed by them."""
     signalled = code - 128 if code > 128 else None
     if signalled == signal.SIGTERM and beside_others():  # scancel means this job; whoever waits for it must hear

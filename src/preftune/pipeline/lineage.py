@@ -71,7 +71,7 @@ def content(path: str) -> str:
     return together(f"{name} {checkpoints.digest(file)}" for file, name in files(path))
 
 
-def standing(folder: Path, made_of: dict[str, object]) -> tuple[str, list[str]]:
+def stage_status(folder: Path, made_of: dict[str, object]) -> tuple[str, list[str]]:
     """(state, what changed) of a stage's folder: new, unfinished, kept (finished, of the same inputs) or outdated."""
     try:
         before = json.loads((folder / FILE).read_text(encoding="utf-8"))

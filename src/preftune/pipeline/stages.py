@@ -80,7 +80,7 @@ def trained(progress: Progress, name: str, **changes) -> None:
             training.stage(cfg, progress.choices | {"loss": loss})
             sharding.forget()
         elif main_process():  # it was killed in its last moments
-            directory.ended(folder)
+            directory.mark_finished(folder)
             write_report(folder)
         if main_process():
             lineage.record(folder, made_of, lineage.artifact(folder / "model"))
@@ -91,7 +91,7 @@ def trained(progress: Progress, name: str, **changes) -> None:
 
 def needed(folder: Path, made_of: dict[str, object]) -> bool:
     """Whether a stage must be run, after saying why; an outdated result is set aside."""
-    state, changed = lineage.standing(folder, made_of)
+    state, changed = lineage.stage_status(folder, made_of)
     if state == "kept" and (damage := damaged(folder)):
         state, changed = "outdated", [damage]
     if state == "kept":
@@ -99,15 +99,15 @@ def needed(folder: Path, made_of: dict[str, object]) -> bool:
         return False
     if state == "outdated" and main_process():
         shown = ", ".join(changed[:4]) + (f" and {len(changed) - 4} more" if changed[4:] else "")
-        print(f"{folder.name}: redone, for {shown} changed; what was there is in {set_aside(folder).name}")
+        print(f"{folder.name}: rerun: {shown} changed; the old result was moved to {set_aside(folder).name}")
     wait_for_all()
     return True
 
 
 def damaged(folder: Path) -> str | None:
     """What is wrong with the sealed model of a finished stage; None where it has none or it is whole."""
-    fault = checkpoints.fault(folder / "model") if (folder / "model").exists() else None
-    return fault and f"model: {fault};"
+    found = checkpoints.damage(folder / "model") if (folder / "model").exists() else None
+    return found and f"model: {found};"
 
 
 def whole_model(result: Path, merged: Path, dtype: str, lora: DictConfig) -> Artifact:

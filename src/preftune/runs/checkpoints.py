@@ -64,7 +64,7 @@ def digest(path: Path) -> str:
     return state.hexdigest()
 
 
-def fault(folder: Path) -> str | None:
+def damage(folder: Path) -> str | None:
     """What is wrong with a sealed folder, in words; None where every file is what it was."""
     try:
         sealed = json.loads((folder / SEAL).read_text(encoding="utf-8"))
@@ -86,7 +86,7 @@ def newest(run: Path, before: float = float("inf")) -> Path | None:
         int(path.name.split("-")[1]): path for path in run.glob("checkpoint-*") if path.name.split("-")[1].isdigit()
     }
     for step in sorted((step for step in found if step < before), reverse=True):
-        if (what := fault(found[step])) is None:
+        if (what := damage(found[step])) is None:
             return found[step]
         print(f"{found[step]}: {what}; skipped")
     return None

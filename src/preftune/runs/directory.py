@@ -91,7 +91,7 @@ def _ending(run: Path, cfg: DictConfig) -> Iterator[None]:
             write_json(run / "status.json", {"state": state, "why": why})
 
 
-def ended(run: Path) -> None:
+def mark_finished(run: Path) -> None:
     """Say of a run whose process was killed in its last moments that it is finished."""
     write_json(run / "status.json", {"state": "finished", "why": None})
     _clear(run)

@@ -84,13 +84,13 @@ class Progress(TrainerCallback):
             f"{self.title} step {state.global_step}/{state.max_steps}{'  held-out' if held_out else ''}  {shown}"
         )
         if self.bar is not None and not held_out:
-            self.bar.set_postfix_str(self.standing(logs, state.num_input_tokens_seen))
+            self.bar.set_postfix_str(self.progress_suffix(logs, state.num_input_tokens_seen))
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.bar is not None:
             self.bar.close()
 
-    def standing(self, logs: dict, tokens_seen: int = 0) -> str:
+    def progress_suffix(self, logs: dict, tokens_seen: int = 0) -> str:
         """What the bar ends with. Tokens a second are the trainer's own, or counted from its tokens and the clock."""
         says = [f"{SHOWN[key]} {logs[key]:.3g}" for key in ("rewards/margins", "rewards/accuracies") if key in logs]
         speed = logs.get("tokens_per_second")
