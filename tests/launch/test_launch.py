@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from preftune.config.errors import LaunchError
 from preftune.launch import slurm
 from preftune.launch.start import require_possible
-from preftune.launch.torchrun import torchrun_options
+from preftune.launch.torchrun import torchrun_options, wait_for_ranks
 from preftune.trainers import engine
 
 SRUN = {
