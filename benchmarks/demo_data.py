@@ -19,8 +19,8 @@ from preftune.models.tokenizer import stop_tokens
 
 REQUEST = " Answer in one short sentence."
 TRIES, SEED, BATCH = 4, 0, 32
-HELD_OUT = 96  # every third prompt or so, as many as this
-TOKENS = {"chosen": 48, "rejected": 128}
+HELD_OUT = 64  # spread over the prompts
+TOKENS = {"chosen": 48, "rejected": 112}
 HERE = Path(__file__).parent
 FOLDER = HERE.parent / "src/preftune/data/demo"
 

@@ -1,48 +1,37 @@
+"""The shipped pairs are what their README says."""
+
 import json
-from collections import Counter
 from pathlib import Path
 
 from preftune.data import demo
+from preftune.evaluate.scoring import short_answer
 
 HERE = Path(demo.__file__).parent
 ROWS = {
-    name: [json.loads(line) for line in (HERE / f"{name}.jsonl").open(encoding="utf-8")] for name in ("train", "eval")
+    name: [json.loads(line) for line in (HERE / f"{name}.jsonl").open(encoding="utf-8")]
+    for name in ("train", "eval", "neutral")
 }
-ALL = ROWS["train"] + ROWS["eval"]
+PAIRS = ROWS["train"] + ROWS["eval"]
 
 
-def text(row, side):
-    return row[side][0]["content"]
+def test_every_chosen_answer_keeps_the_rule_and_every_rejected_one_breaks_it():
+    for row in PAIRS:
+        assert list(row) == ["prompt", "chosen", "rejected"]
+        assert short_answer([], row["chosen"]) == 1 and row["chosen"][-1] in ".!?"
+        assert short_answer([], row["rejected"]) == 0
 
 
-def words(row, side):
-    return tuple(word.strip(".,;:!?'\"").lower() for word in text(row, side).split())
+def test_prompts_occur_once_and_no_held_out_one_is_in_train():
+    prompts = [row["prompt"] for row in PAIRS]
+    assert len(set(prompts)) == len(prompts)
+    assert len(ROWS["eval"]) == 64 and len(ROWS["train"]) >= 150
 
 
-def test_every_row_is_one_user_turn_with_two_assistant_replies():
-    for row in ALL:
-        assert list(row) == ["id", "prompt", "chosen", "rejected"]
-        for side, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")):
-            assert row[side] == [{"role": role, "content": text(row, side).strip()}] and text(row, side).strip()
+def test_the_request_for_a_short_answer_is_not_in_the_data():
+    assert not any("short sentence" in row["prompt"] for row in PAIRS)
 
 
-def test_ids_and_texts_occur_once():
-    assert len({row["id"] for row in ALL}) == len(ALL)
-    for side in ("prompt", "chosen", "rejected"):
-        assert len({words(row, side) for row in ALL}) == len(ALL), side
-
-
-def test_no_eval_prompt_and_no_near_copy_of_one_is_in_train():
-    used = Counter(word for row in ALL for word in set(words(row, "prompt")))
-    rare = {row["id"]: {word for word in words(row, "prompt") if used[word] <= 10} for row in ALL}
-    for row in ROWS["eval"]:
-        for other in ROWS["train"]:
-            mine, theirs = rare[row["id"]], rare[other["id"]]
-            assert len(mine & theirs) <= 0.5 * len(mine | theirs), (row["id"], other["id"])
-
-
-def test_length_does_not_tell_chosen_from_rejected():
-    for rows in ROWS.values():
-        for length in (len, lambda reply: len(reply.split())):
-            longer = [length(text(row, "chosen")) > length(text(row, "rejected")) for row in rows]
-            assert 0.45 <= sum(longer) / len(longer) <= 0.55
+def test_neutral_rows_are_demonstrations_of_other_prompts():
+    assert len(ROWS["neutral"]) == 50
+    assert not {row["prompt"] for row in ROWS["neutral"]} & {row["prompt"] for row in PAIRS}
+    assert all(row["completion"].strip() for row in ROWS["neutral"])
