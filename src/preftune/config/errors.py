@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import sys
+from collections.abc import Iterator
 
 PLACES = {  # what a path is, rather than what a program does, makes these fail
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP,
@@ -46,7 +47,7 @@ def disk_is_full(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def advice(what: str):
+def advice(what: str) -> Iterator[None]:
     """For what only advises: an error that it did not foresee costs one line and never the run.
 
     What is meant for the user (UserError: a refusal, a guard that stops) goes through.
@@ -60,7 +61,7 @@ def advice(what: str):
 
 
 @contextlib.contextmanager
-def report_user_errors():
+def report_user_errors() -> Iterator[None]:
     """End the program with the message alone where a UserError is raised, a path cannot be used, or the disk is full.
 
     Everything else keeps its traceback; with HYDRA_FULL_ERROR=1 the paths do too.

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import torch
 from omegaconf import DictConfig
-from transformers import TextStreamer
+from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from preftune.evaluate import subjects
 from preftune.evaluate.subjects import Loaded, find, weights
@@ -72,7 +72,7 @@ def typed() -> Iterator[str]:
 
 
 @torch.no_grad()
-def answer(model, tokenizer, dialogue: list[dict], cfg: DictConfig) -> str:
+def answer(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, dialogue: list[dict], cfg: DictConfig) -> str:
     """The model's answer to a dialogue, printed while it is made; Ctrl-C ends it early."""
     ids = torch.tensor([token_ids(tokenizer, dialogue, add_generation_prompt=True)], device=model.device)
     drawing = {"temperature": cfg.temperature, "top_p": cfg.top_p, "top_k": 0} if cfg.temperature else {}

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+import torch
 from datasets import Dataset
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
+from transformers import PreTrainedTokenizerBase
 
 from preftune.config.errors import UserError
 from preftune.config.files import write_json
@@ -98,7 +100,7 @@ def row(subject: Subject, first: Subject, cfg: DictConfig, decide: Judge | None,
     data = held_out(cfg, teacher, loaded.tokenizer)
     against = (cfg.reference or subject.start.path, subject.start.revision, data.pairs._fingerprint, bf16)
 
-    def of_reference(measure: Callable):
+    def of_reference(measure: Callable) -> object:
         if (measure, against) not in seen:
             with loaded.reference() as other:
                 seen[measure, against] = measure(other, loaded.tokenizer, data, cfg, bf16)
@@ -125,7 +127,7 @@ def row(subject: Subject, first: Subject, cfg: DictConfig, decide: Judge | None,
     }
 
 
-def held_out(cfg: DictConfig, teacher: Subject, tokenizer) -> HeldOut:
+def held_out(cfg: DictConfig, teacher: Subject, tokenizer: PreTrainedTokenizerBase) -> HeldOut:
     """The pairs that the run held out, by its own data, seed and fraction, or all rows of `eval_data`.
 
     Raises DataError where they cannot be read, and EvaluationError where there are none.
@@ -145,7 +147,7 @@ def held_out(cfg: DictConfig, teacher: Subject, tokenizer) -> HeldOut:
     return HeldOut(found.select(range(min(len(found), cfg.max_pairs or len(found)))), shown, length)
 
 
-def whole_set(path, view: str, tokenizer, max_length: int | None) -> Dataset:
+def whole_set(path: object, view: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
     """All rows of a data set (anything that data.path takes) in the form of a view. Raises DataError."""
     settings = OmegaConf.merge(subjects.base().data, {"path": path, "eval_fraction": 0.0, "skipped_file": None})
     rows = load_data(settings, view=view, tokenizer=tokenizer, max_length=max_length, seed=0).train
@@ -180,12 +182,16 @@ def drift(loaded: Loaded, data: HeldOut, cfg: DictConfig, bf16: bool) -> dict:
     return {"kl": found.answer, "kl_error": found.error, "kl_per_token": found.token, "kl_tokens": found.tokens}
 
 
-def scores(model, tokenizer, data: HeldOut, cfg: DictConfig, bf16: bool) -> PairScores:
+def scores(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, data: HeldOut, cfg: DictConfig, bf16: bool
+) -> PairScores:
     """The log-probs that a model gives the held-out pairs."""
     return pairs.score(model, tokenizer, data.pairs, data.max_length, bf16)
 
 
-def sft_perplexity(model, tokenizer, data: HeldOut, cfg: DictConfig, bf16: bool) -> float | None:
+def sft_perplexity(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, data: HeldOut, cfg: DictConfig, bf16: bool
+) -> float | None:
     """Perplexity of the SFT data; what it rises by was forgotten. None where there is none."""
     if data.demonstrations is None:
         return None
@@ -193,14 +199,16 @@ def sft_perplexity(model, tokenizer, data: HeldOut, cfg: DictConfig, bf16: bool)
     return perplexity(*log_probs(model, tokenizer, rows, bf16))
 
 
-def answers(model, tokenizer, data: HeldOut, cfg: DictConfig, bf16: bool) -> list[tuple[list[dict], str]]:
+def answers(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, data: HeldOut, cfg: DictConfig, bf16: bool
+) -> list[tuple[list[dict], str]]:
     """(prompt, greedy answer) of a model for the first prompts, as many as are shown or judged."""
     wanted = max(cfg.generations, cfg.judged_prompts if cfg.judge else 0)
     prompts = data.pairs[:wanted]["prompt"] if wanted else []
     return list(zip(prompts, generation.answers(model, tokenizer, prompts, cfg.max_new_tokens), strict=True))
 
 
-def judged(mine: list, theirs: list, cfg: DictConfig, decide: Judge | None, tokenizer) -> dict:
+def judged(mine: list, theirs: list, cfg: DictConfig, decide: Judge | None, tokenizer: PreTrainedTokenizerBase) -> dict:
     """Answers of policy and reference side by side, and how often the judge prefers the policy's."""
     both = [(prompt, answer, other) for (prompt, answer), (_, other) in zip(mine, theirs, strict=True)]
     shown = [{"prompt": p[-1]["content"], "policy": a, "reference": b} for p, a, b in both[: cfg.generations]]
@@ -247,7 +255,7 @@ def table(rows: list[dict]) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def written(value, form: str) -> str:
+def written(value: object, form: str) -> str:
     if isinstance(value, list):
         return "–".join(format(each, form) for each in value)
     return "–" if value is None else format(value, form)

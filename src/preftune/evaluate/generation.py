@@ -1,6 +1,7 @@
 """What a model says: its greedy answers, answers drawn from it, and the KL divergence that these measure."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ PLAIN_SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.
 
 
 def answers(
-    model, tokenizer: PreTrainedTokenizerBase, prompts: list[list[dict]], max_new_tokens: int = 64
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: list[list[dict]], max_new_tokens: int = 64
 ) -> list[str]:
     """The model's greedy answer to each prompt (a message list), cut after `max_new_tokens`."""
     found = []
@@ -26,7 +27,12 @@ def answers(
 
 
 def sampled(
-    model, tokenizer: PreTrainedTokenizerBase, prompts: list[list[dict]], max_new_tokens: int, bf16: bool, seed: int
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[dict]],
+    max_new_tokens: int,
+    bf16: bool,
+    seed: int,
 ) -> list[tuple[list[int], list[int]]]:
     """(prompt, answer) in tokens, an answer to each prompt drawn from the model at temperature 1, EOS included."""
     drawn = []
@@ -40,7 +46,13 @@ def sampled(
 
 
 @torch.no_grad()
-def generated(model, tokenizer, prompts: list[list[dict]], max_new_tokens: int, **options):
+def generated(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[dict]],
+    max_new_tokens: int,
+    **options: object,
+) -> list[tuple[list[int], list[int]]]:
     """(prompt, answer) in tokens for each prompt of a batch; an answer is cut behind its end."""
     rows = [token_ids(tokenizer, prompt, add_generation_prompt=True) for prompt in prompts]
     length, ends = max(map(len, rows)), stop_tokens(tokenizer)
@@ -77,7 +89,9 @@ class Divergence:
 
 
 @torch.no_grad()
-def divergence(policy, reference, drawn: list[tuple[list[int], list[int]]], bf16: bool) -> Divergence:
+def divergence(
+    policy: torch.nn.Module, reference: Callable, drawn: list[tuple[list[int], list[int]]], bf16: bool
+) -> Divergence:
     """KL(policy ‖ reference) over `drawn`, (prompt, answer) pairs that were drawn from the policy.
 
     `reference` is a function that gives a context manager of the reference model, which may be the policy with its
@@ -97,7 +111,7 @@ def divergence(policy, reference, drawn: list[tuple[list[int], list[int]]], bf16
     return Divergence(each.mean().item(), error, each.sum().item() / count, count / len(each))
 
 
-def _next_tokens(model, prompt: list[int], answer: list[int], bf16: bool) -> torch.Tensor:
+def _next_tokens(model: torch.nn.Module, prompt: list[int], answer: list[int], bf16: bool) -> torch.Tensor:
     """Log-probs of every token at each position of the answer, (len(answer), vocabulary), in float32."""
     ids = torch.tensor([prompt + answer], device=model.device)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedTokenizerBase
 
 from preftune.config.errors import UserError
 from preftune.evaluate.statistics import at_equal_length, interval
@@ -68,7 +69,7 @@ def request(prompt: Messages, first: str, second: str) -> str:
     return INSTRUCTION.format(request=told, first=first, second=second)
 
 
-def win_rate(judge: Judge, answered: list[tuple[Messages, str, str]], tokenizer) -> dict:
+def win_rate(judge: Judge, answered: list[tuple[Messages, str, str]], tokenizer: PreTrainedTokenizerBase) -> dict:
     """How often the judge prefers the policy's answer in `answered`, rows of (prompt, policy's, reference's).
 
     Each row is judged both ways round and its two verdicts are averaged, so that a judge who prefers a place gives a

@@ -2,6 +2,9 @@
 
 import importlib.util
 
+import torch
+from transformers import PreTrainedTokenizerBase
+
 from preftune.config.errors import UserError
 
 
@@ -17,7 +20,13 @@ def require(tasks: list[str]) -> None:
         )
 
 
-def results(model, tokenizer, tasks: list[str], limit: int | None, include_path: str | None) -> dict[str, dict]:
+def results(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: list[str],
+    limit: int | None,
+    include_path: str | None,
+) -> dict[str, dict]:
     """What `lm_eval.simple_evaluate` finds for each task: its metrics with their standard errors, by lm-eval's names.
 
     `limit`: rows a task; `include_path`: a folder of task files beside lm-eval's own.

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -96,7 +97,12 @@ def implicit_rewards(policy: PairScores, reference: PairScores, beta: float) -> 
 
 
 def score(
-    model, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, max_length: int, bf16: bool, fused: bool = False
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Dataset,
+    max_length: int,
+    bf16: bool,
+    fused: bool = False,
 ) -> PairScores:
     """The PairScores of `model` on rows of message lists (prompt, chosen, rejected), cut to `max_length` tokens.
 
@@ -109,7 +115,7 @@ def score(
 
 @torch.no_grad()
 def log_probs(
-    model, tokenizer: PreTrainedTokenizerBase, sides: list[list[Row]], bf16: bool, fused: bool = False
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, sides: list[list[Row]], bf16: bool, fused: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(sums in nats, tokens), each (k, n), of n rows with k answers each: two of a pair, one of a demonstration."""
     order = sorted(range(len(sides)), key=lambda i: sum(len(ids) for ids, _ in sides[i]))
@@ -129,7 +135,7 @@ def log_probs(
 
 
 @contextlib.contextmanager
-def _evaluating(model, fused: bool):
+def _evaluating(model: torch.nn.Module, fused: bool) -> Iterator[None]:
     """The model in evaluation mode, lent TRL's fused LM head unless it has one: log-probs without logits."""
     head = model.get_base_model() if isinstance(model, PeftModel) else model
     before, training = vars(head).get("forward"), model.training

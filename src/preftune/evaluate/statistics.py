@@ -1,6 +1,7 @@
 """Held-out shares with what chance alone does to them, and what they would be at equal length."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -29,7 +30,7 @@ def percent(share: float | None, n: int | None = None) -> str:
     return f"{share:.1%}" + (f" ({100 * around[0]:.0f}–{around[1]:.0%})" if around else "")
 
 
-def at_equal_length(outcomes, longer_by) -> float:
+def at_equal_length(outcomes: Sequence[float], longer_by: Sequence[float]) -> float:
     """The share of wins left at equal length, as length-controlled AlpacaEval has it (Dubois et al. 2024, 2404.04475).
 
     `outcomes` in [0, 1] and `longer_by`, the winner-to-be's tokens less the other's, have shape (n,). Fitted is

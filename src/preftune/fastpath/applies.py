@@ -2,16 +2,17 @@
 
 import inspect
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from accelerate.utils import is_peft_model
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from preftune.config.errors import brief
 from preftune.fastpath.attention import FULL, IMPLEMENTATIONS, SLIDING, masks
-from preftune.fastpath.layout import IGNORED, lay_out
+from preftune.fastpath.layout import IGNORED, Layout, lay_out
 
 # What TRL's text trainers give to the model's forward; anything else (images, token types, positions) is not packed
 INPUTS = {"input_ids", "attention_mask", "use_cache", "return_dict", "output_attentions", "output_hidden_states"}
@@ -19,7 +20,7 @@ PACKED_BY_TRL = {"position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q
 LENGTH_BOUND_ROPES = ("dynamic", "longrope")  # rotary frequencies that change with the length of the row
 
 
-def why_not(model: PreTrainedModel, trainer) -> str | None:
+def why_not(model: PreTrainedModel, trainer: Trainer) -> str | None:
     """Why `model`, which `trainer` runs, keeps TRL's own forward, in one line; None where it can be packed."""
     try:
         return _why_not(model, trainer)
@@ -27,7 +28,7 @@ def why_not(model: PreTrainedModel, trainer) -> str | None:
         return f"{type(model).__name__} could not be tried ({brief(error)})"
 
 
-def _why_not(model: PreTrainedModel, trainer) -> str | None:
+def _why_not(model: PreTrainedModel, trainer: Trainer) -> str | None:
     if is_peft_model(model):
         if getattr(model.active_peft_config, "is_prompt_learning", False):
             return "prompt-learning adapters put tokens before every row"
@@ -35,7 +36,7 @@ def _why_not(model: PreTrainedModel, trainer) -> str | None:
     return _why_not_trainer(trainer) or _why_not_model(model) or _why_not_probe(model)
 
 
-def _why_not_trainer(trainer) -> str | None:
+def _why_not_trainer(trainer: Trainer) -> str | None:
     parallel = getattr(trainer.accelerator, "parallelism_config", None)
     if getattr(trainer, "_is_vision_dataset", False):
         return "the data holds images"
@@ -90,7 +91,7 @@ def _why_not_probe(model: PreTrainedModel) -> str | None:
 
 
 @contextmanager
-def without_dropout(model: PreTrainedModel):
+def without_dropout(model: PreTrainedModel) -> Iterator[None]:
     """Evaluation mode for a moment, except for 4-bit layers.
 
     In that mode, on a CPU with AVX-512-BF16, bitsandbytes repacks their weights for good, and no gradient passes them
@@ -106,7 +107,7 @@ def without_dropout(model: PreTrainedModel):
             module.training = training
 
 
-def run_backbone(model: PreTrainedModel, layout) -> torch.Tensor:
+def run_backbone(model: PreTrainedModel, layout: Layout) -> torch.Tensor:
     """The hidden states of every packed token, (R·C, hidden), after the final norm."""
     outputs = model.base_model(
         input_ids=layout.input_ids,

@@ -177,7 +177,7 @@ class LengthBatches:
         weight = rows / self.mean_rows
         return (result[0] * weight, result[1]) if return_outputs else result * weight
 
-    def _note_padding(self, inputs) -> None:
+    def _note_padding(self, inputs: dict) -> None:
         """Log the share of padding among the tokens of the last forward: packed, which says so itself, or TRL's own."""
         base = self.accelerator.unwrap_model(self.model)
         base = base.get_base_model() if hasattr(base, "get_base_model") else base

@@ -18,7 +18,7 @@ NARROW = 256  # a product over no more than this is cheap for what it gives: LoR
 KERNELS = ("attention", "gemm_4bit", "int8_linear_matmul", "scaled_mm", "grouped_mm")  # fused, quantized, of experts
 
 
-def policy(context: SelectiveCheckpointContext, op, *args, biased: bool = False, **kwargs) -> CheckpointPolicy:
+def policy(context: SelectiveCheckpointContext, op: object, *args, biased: bool = False, **kwargs) -> CheckpointPolicy:
     """Keep products of matrices and fused attention, recompute the rest.
 
     `biased`: experts add a bias to their product in place (transformers' `_grouped_linear`), so that it cannot be kept.
@@ -29,7 +29,7 @@ def policy(context: SelectiveCheckpointContext, op, *args, biased: bool = False,
 
 
 @cache
-def is_kernel(op) -> bool:
+def is_kernel(op: object) -> bool:
     """Whether an operation is one of KERNELS; asked of every operation of every layer, so the answer is kept."""
     return isinstance(op, torch._ops.OpOverload) and any(kernel in op.name() for kernel in KERNELS)
 
@@ -51,7 +51,7 @@ def keep_products(model: PreTrainedModel | PeftModel) -> None:
     chosen = partial(policy, biased=biased)
     enable, contexts = base.gradient_checkpointing_enable, partial(create_selective_checkpoint_contexts, chosen)
 
-    def gradient_checkpointing_enable(gradient_checkpointing_kwargs: dict | None = None, **kwargs):
+    def gradient_checkpointing_enable(gradient_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
         given = dict(gradient_checkpointing_kwargs or {}) | {"use_reentrant": False, "context_fn": contexts}
         return enable(gradient_checkpointing_kwargs=given, **kwargs)
 

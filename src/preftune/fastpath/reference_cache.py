@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object, tqdm
 from datasets import Dataset, concatenate_datasets
+from transformers import Trainer
 
 from preftune.fastpath.batches import budgeted
 from preftune.fastpath.reference_identity import reference_identity
@@ -218,7 +219,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def without_kl(trainer) -> Iterator[None]:
+def without_kl(trainer: Trainer) -> Iterator[None]:
     """KTO's reference forward without its mismatched completions: here they are rows like any other."""
     kept = vars(trainer).get("calculate_KL")
     if kept is not None:

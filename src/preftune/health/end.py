@@ -89,7 +89,7 @@ class EndProofs(TrainerCallback):
                 return score(model, trainer.processing_class, rows, trainer.args.max_length, bf16, model is policy)
 
 
-def adapter_off(model: PeftModel):
+def adapter_off(model: PeftModel) -> contextlib.AbstractContextManager:
     """The policy as TRL's trainers turn it into the reference."""
     return use_adapter(model, "ref" if "ref" in model.peft_config else None)
 

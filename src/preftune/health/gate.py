@@ -2,6 +2,7 @@
 
 import math
 
+from datasets import Dataset
 from omegaconf import DictConfig
 
 from preftune.evaluate.pairs import PairScores
@@ -10,7 +11,7 @@ from preftune.health.findings import Finding
 LISTED = 5
 
 
-def perplexity_gate(scores: PairScores, pairs, settings: DictConfig) -> tuple[dict, Finding | None]:
+def perplexity_gate(scores: PairScores, pairs: Dataset, settings: DictConfig) -> tuple[dict, Finding | None]:
     """What gate.json holds, and the finding where the gate is shut.
 
     `scores`: of the held-out `pairs` by the model that the stage starts from; `settings`: conf/base.yaml, `gate`. The

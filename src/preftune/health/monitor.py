@@ -3,7 +3,8 @@
 import math
 
 import torch
-from transformers import TrainerCallback
+from omegaconf import DictConfig
+from transformers import TrainerCallback, TrainerControl
 
 from preftune.config.errors import advice
 from preftune.health import rules
@@ -15,7 +16,7 @@ from preftune.health.start import not_finite
 class Monitor(TrainerCallback):
     """Reads what TRL and preftune log. `stopped_by` is the finding that ended the training, if one did."""
 
-    def __init__(self, findings: Findings, limits):
+    def __init__(self, findings: Findings, limits: DictConfig):
         self.findings, self.limits, self.history = findings, limits, None
         self.stopped_by, self.rolled_back_to = None, None
 
@@ -40,7 +41,7 @@ class Monitor(TrainerCallback):
         for finding in rules.judged(self.history, self.limits) if self.history.train else ():
             self.act(finding, control)
 
-    def act(self, finding: Finding, control) -> None:
+    def act(self, finding: Finding, control: TrainerControl) -> None:
         """Add a new finding and do with the run what health.action says."""
         if finding.code in self.findings:
             return

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from statistics import fmean, median
 
+from omegaconf import DictConfig
+
 from preftune.health.findings import Finding
 
 MOVED = 0.02  # log-ratio per token, in nats, from which on a policy has moved
@@ -49,7 +51,7 @@ class History:
 def above(name: str, limit: str) -> Callable:
     """The mean of a metric over the last logged rows, in size, against a limit of conf/health."""
 
-    def judge(history: History, limits) -> Judged:
+    def judge(history: History, limits: DictConfig) -> Judged:
         value = history.mean(name, min(limits.window, 3))
         return (value, limits[limit], "") if value is not None and abs(value) > limits[limit] else None
 
@@ -59,7 +61,7 @@ def above(name: str, limit: str) -> Callable:
 def fallen(name: str, limit: str) -> Callable:
     """How far a metric has fallen since the start, against a limit of conf/health."""
 
-    def judge(history: History, limits) -> Judged:
+    def judge(history: History, limits: DictConfig) -> Judged:
         start, now = history.start(name), history.mean(name, min(limits.window, 3))
         if start is None or now is None or now - start >= -limits[limit]:
             return None
@@ -71,7 +73,7 @@ def fallen(name: str, limit: str) -> Callable:
 def flat_margin(moved: bool) -> Callable:
     """A margin that stays near 0, of a policy that has moved or has not."""
 
-    def judge(history: History, limits) -> Judged:
+    def judge(history: History, limits: DictConfig) -> Judged:
         margin = history.mean("rewards/margins", limits.window)
         if margin is None or history.step < limits.patience or abs(margin) >= limits.margin_min:
             return None
@@ -81,14 +83,14 @@ def flat_margin(moved: bool) -> Callable:
     return judge
 
 
-def at_chance(history: History, limits) -> Judged:
+def at_chance(history: History, limits: DictConfig) -> Judged:
     accuracy = history.mean("rewards/accuracies", limits.window)
     if accuracy is None or history.step < limits.patience or accuracy > limits.accuracy_chance:
         return None
     return accuracy, limits.accuracy_chance, ""
 
 
-def overfits(history: History, limits) -> Judged:
+def overfits(history: History, limits: DictConfig) -> Judged:
     held_out = [row["rewards/accuracies"] for row in history.held_out if "rewards/accuracies" in row]
     train = history.mean("rewards/accuracies", min(limits.window, 5))
     if train is None or len(held_out) < 2 or train < limits.overfit_accuracy:
@@ -99,21 +101,21 @@ def overfits(history: History, limits) -> Judged:
     )
 
 
-def one_label(history: History, limits) -> Judged:
+def one_label(history: History, limits: DictConfig) -> Judged:
     row = history.train[-1]
     if "kl" not in row or ("rewards/chosen" in row) == ("rewards/rejected" in row):
         return None
     return "only " + ("desirable" if "rewards/chosen" in row else "undesirable"), "both labels", ""
 
 
-def kl_stuck(history: History, limits) -> Judged:
+def kl_stuck(history: History, limits: DictConfig) -> Judged:
     values, moved = history.last("kl", 2 * limits.window), history.mean("logratios/chosen_per_token", limits.window)
     if len(values) < 2 * limits.window or history.step < limits.patience or any(values) or abs(moved or 0.0) < MOVED:
         return None
     return 0.0, "> 0", ""
 
 
-def off_schedule(history: History, limits) -> Judged:
+def off_schedule(history: History, limits: DictConfig) -> Judged:
     rate = history.train[-1].get("learning_rate")
     middle = max(0.2 * history.max_steps, 5) < history.step < 0.9 * history.max_steps  # not in warm-up
     if rate is None or not (rate > 1.001 * history.learning_rate or (middle and rate == 0)):
@@ -121,7 +123,7 @@ def off_schedule(history: History, limits) -> Judged:
     return rate, history.learning_rate, ""
 
 
-def gradient_jumps(history: History, limits) -> Judged:
+def gradient_jumps(history: History, limits: DictConfig) -> Judged:
     norms = history.last("grad_norm", limits.window + 1)
     usual = limits.grad_norm_spike * median(norms[:-1]) if len(norms) > limits.window else None
     if usual is not None and norms[-1] > max(10, usual):
@@ -129,12 +131,12 @@ def gradient_jumps(history: History, limits) -> Judged:
     return (norms[-1], limits.grad_norm_max, "") if norms and norms[-1] > limits.grad_norm_max else None
 
 
-def no_gradient(history: History, limits) -> Judged:
+def no_gradient(history: History, limits: DictConfig) -> Judged:
     norms = history.last("grad_norm", limits.window + 1)
     return (0.0, "> 0", "") if len(norms) > limits.window and not any(norms) else None
 
 
-def entropy_lost(history: History, limits) -> Judged:
+def entropy_lost(history: History, limits: DictConfig) -> Judged:
     start, now = history.start("entropy"), history.mean("entropy", min(limits.window, 3))
     if not start or now is None or start < 0 or 1 - now / start <= limits.entropy_fall:
         return None
@@ -193,7 +195,7 @@ RULES = (  # code, what judges it, what it means, what to do
 )  # fmt: skip
 
 
-def judged(history: History, limits) -> Iterator[Finding]:
+def judged(history: History, limits: DictConfig) -> Iterator[Finding]:
     """What the rules find in a history with at least one training row."""
     for code, judge, meaning, remedy in RULES:
         if found := judge(history, limits):

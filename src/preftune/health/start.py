@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from preftune.config.errors import advice
 from preftune.health.findings import Finding, Findings, Proof
@@ -65,7 +66,7 @@ class ProvedStart:
                 self._check(check_gradients, unwrapped, ran)
         return loss
 
-    def _without_noise(self, inputs) -> None:
+    def _without_noise(self, inputs: dict) -> None:
         """Where noise in training was asked for, the policy is compared with its reference in evaluation mode."""
         if not hasattr(self, "ref_model"):
             return
@@ -98,7 +99,7 @@ def not_finite(what: str, step: int, value: float) -> Finding:
     return Finding(f"{what}_not_finite", step, str(value), "a finite number", meaning, remedy)
 
 
-def check_reference(trainer) -> Iterator[Finding | Proof]:
+def check_reference(trainer: Trainer) -> Iterator[Finding | Proof]:
     """Log-ratios of the first batch that are not 0."""
     ratios = getattr(trainer, "logratios_per_token", None)
     if ratios is None or not trainer.starts_as_reference:  # nothing that is known
@@ -121,7 +122,7 @@ def check_reference(trainer) -> Iterator[Finding | Proof]:
         yield Proof("policy_is_reference", value, f"at most {bound:.1e}", meaning)
 
 
-def check_loss(trainer) -> Iterator[Finding | Proof]:
+def check_loss(trainer: Trainer) -> Iterator[Finding | Proof]:
     """A loss of the first batch that is not the constant that log-ratios of 0 give."""
     args = trainer.args
     types = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
@@ -147,25 +148,25 @@ def check_loss(trainer) -> Iterator[Finding | Proof]:
         yield Proof("loss_at_start", found, f"{wanted:.4f}", meaning)
 
 
-def rounding(trainer) -> float:
+def rounding(trainer: Trainer) -> float:
     """Nats per token that two log-probs of one model may differ by, in an answer of 64 tokens."""
     exact = trainer.accelerator.mixed_precision == "no" and not getattr(trainer.model, "is_quantized", False)
     return EXACT if exact and next(trainer.model.parameters()).dtype == torch.float32 else ROUNDED
 
 
-def with_noise(args) -> bool:
+def with_noise(args: TrainingArguments) -> bool:
     """Whether the training forward was asked to differ from run to run: NEFTune, or dropout that is left on."""
     return bool(getattr(args, "neftune_noise_alpha", None)) or getattr(args, "disable_dropout", None) is False
 
 
-def routing_loss(trainer) -> float:
+def routing_loss(trainer: Trainer) -> float:
     """What TRL has added to the loss for a mixture of experts' balance; 0 elsewhere."""
     mode = "train" if trainer.model.training else "eval"
     logged = trainer._metrics[mode]["aux_loss"][-1:] if getattr(trainer, "aux_loss_enabled", False) else []
     return sum(trainer.router_aux_loss_coef * each for each in logged)
 
 
-def without_weights(trainer, loss: float) -> float:
+def without_weights(trainer: Trainer, loss: float) -> float:
     """KTO's loss of the first batch for weights of 1; any other loss as it is."""
     share = getattr(trainer, "desirable_share", None)
     if share is None:
@@ -173,7 +174,7 @@ def without_weights(trainer, loss: float) -> float:
     return loss / (share * trainer.args.desirable_weight + (1 - share) * trainer.args.undesirable_weight)
 
 
-def check_mask(trainer, inputs: dict) -> Iterator[Finding | Proof]:
+def check_mask(trainer: Trainer, inputs: dict) -> Iterator[Finding | Proof]:
     """Scored tokens that are no answer: none, not in one piece, not behind the prompt, without the answer's end."""
     rows = [] if scores_otherwise(trainer.args) else list(scored_rows(inputs))
     opening = opening_of_answers(trainer.processing_class)
@@ -192,7 +193,9 @@ def check_mask(trainer, inputs: dict) -> Iterator[Finding | Proof]:
         yield Proof("answers_alone_are_scored", value, "each answer and its end", "Trained tokens of the first batch.")
 
 
-def mask_errors(ids, scored, one_piece: bool, opening: list[int], tokenizer) -> Iterator[tuple[str, str]]:
+def mask_errors(
+    ids: torch.Tensor, scored: torch.Tensor, one_piece: bool, opening: list[int], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[str, str]]:
     """(what, what is wrong with it) of one row: `ids` and `scored` of shape (tokens,), without padding."""
     starts = (scored & ~scored.roll(1)).nonzero().flatten().tolist()
     if not scored.any():
@@ -210,7 +213,7 @@ def mask_errors(ids, scored, one_piece: bool, opening: list[int], tokenizer) -> 
             yield repr(tokenizer.decode(before)), wanted
 
 
-def scores_otherwise(args) -> bool:
+def scores_otherwise(args: TrainingArguments) -> bool:
     """Whether SFT was asked to train on more or less than the answers, or its rows are no longer apart."""
     asked = getattr(args, "completion_only_loss", None) is False or getattr(args, "assistant_only_loss", False)
     return asked or getattr(args, "packing", False) or getattr(args, "padding_free", False)
@@ -228,7 +231,7 @@ def scored_rows(inputs: dict) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             yield row[seen], mask[seen]
 
 
-def opening_of_answers(tokenizer) -> list[int]:
+def opening_of_answers(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that a chat template puts between a question and its answer; empty where it has none of its own."""
     question = PROBE[:1]
     asked, opened = token_ids(tokenizer, question), token_ids(tokenizer, question, add_generation_prompt=True)

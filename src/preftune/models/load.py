@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -165,7 +166,7 @@ def describe(model: PreTrainedModel) -> str:
     return f"{total / 1e6:,.1f}M parameters, {trained / 1e6:,.2f}M of them trained ({trained / total:.1%})"
 
 
-def _from_pretrained(load, model: DictConfig, **options):
+def _from_pretrained(load: Callable, model: DictConfig, **options: object) -> object:
     """What `load` makes of model.path. Raises ModelError or HubError, in one line, where it cannot be had."""
     path = location(model)
     local = Path(path).is_dir()

@@ -1,6 +1,7 @@
 """Models whose weights are sharded over processes: gathered for a while, and let go after training."""
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
 from accelerate.state import AcceleratorState
@@ -8,7 +9,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 
 @contextlib.contextmanager
-def whole(model: torch.nn.Module, changed: bool = False):
+def whole(model: torch.nn.Module, changed: bool = False) -> Iterator[None]:
     """The model with its weights here: gathered from the other ranks under ZeRO-3, as it is otherwise.
 
     `changed`: whether they are set meanwhile; every rank then goes on with what rank 0 has set.

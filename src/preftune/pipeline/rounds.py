@@ -5,14 +5,17 @@ round is two stages with lineage: <run>/round-N-pairs (answers.jsonl, pairs.json
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 
 from datasets import Dataset
 from omegaconf import OmegaConf
+from transformers import PreTrainedTokenizerBase
 
 from preftune.config.files import write_json, write_text
 from preftune.config.processes import main_process
+from preftune.data.load import Data
 from preftune.evaluate import generation
 from preftune.evaluate.scoring import ScoringError, scorer
 from preftune.models.load import load_model, load_tokenizer
@@ -56,7 +59,7 @@ def trained_in_rounds(progress: Progress, name: str) -> None:
     print("scores, before each round and at the end: " + ", ".join(f"{score:.4f}" for score in scores))
 
 
-def sample(progress: Progress, data, tokenizer, name: str, number: int) -> dict:
+def sample(progress: Progress, data: Data, tokenizer: PreTrainedTokenizerBase, name: str, number: int) -> dict:
     """Several answers of the policy at hand to each prompt, scored, and the pairs that they make; kept like any stage.
 
     Returns {score, pairs, prompts}: `score` is the mean over all answers.
@@ -125,7 +128,7 @@ def best_against_worst(row: dict, length_ratio: float) -> dict | None:
     }
 
 
-def write_rows(path: Path, rows) -> None:
+def write_rows(path: Path, rows: Iterable[dict]) -> None:
     """One JSON object per line, in place at once."""
     if main_process():
         write_text(path, "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows))

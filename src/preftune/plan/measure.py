@@ -173,7 +173,9 @@ def prefix_of(config: PreTrainedConfig) -> int:
     return max(kinds.index(kind) for kind in kinds) + 1
 
 
-def meta_model(config: PreTrainedConfig, dtype: str, attention: str | None = None, adapter: tuple | None = None):
+def meta_model(
+    config: PreTrainedConfig, dtype: str, attention: str | None = None, adapter: tuple | None = None
+) -> torch.nn.Module:
     """The model without weights in the class that it would be loaded in, wrapped by PEFT where there is an adapter."""
     kind = class_of(config) or AutoModelForCausalLM
     make = getattr(kind, "from_config", None) or kind._from_config

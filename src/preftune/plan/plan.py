@@ -8,9 +8,11 @@ from importlib import resources
 
 import psutil
 from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedTokenizerBase
 
 from preftune.config import hardware
 from preftune.config.stages import SELECTIVE
+from preftune.data.load import Data
 from preftune.plan import model
 from preftune.plan.measure import Footprint
 from preftune.plan.memory import fullest
@@ -49,7 +51,13 @@ class Plan:
     suggestions: list[str]
 
 
-def plan(cfg: DictConfig, data=None, tokenizer=None, world_size: int = 1, sharding: str = "none") -> Plan:
+def plan(
+    cfg: DictConfig,
+    data: Data | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    world_size: int = 1,
+    sharding: str = "none",
+) -> Plan:
     """The plan of `cfg`, a recipe's config; `data` is its loaded preftune.data.Data, or None for `data.assumed`.
 
     No weights are read. `tokenizer` counts the rows' tokens; without it their characters are. `sharding` is one of

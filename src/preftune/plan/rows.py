@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset
 from omegaconf import DictConfig
+from transformers import PreTrainedTokenizerBase
 
 from preftune.data.token_checks import ids_of
 from preftune.fastpath.layout import place
@@ -46,7 +47,7 @@ class Batch:
         return self.rows * self.columns
 
 
-def of_data(train: Dataset, view: str, tokenizer) -> Rows:
+def of_data(train: Dataset, view: str, tokenizer: PreTrainedTokenizerBase) -> Rows:
     """Tokens of the rows of a data set in the form of `view`; without a tokenizer, of their characters."""
     count = len(train)
     spread = np.unique(np.linspace(0, count - 1, min(count, LOOKED_AT)).astype(int))
@@ -85,7 +86,7 @@ def _characters(train: Dataset, view: str) -> np.ndarray:
     return size
 
 
-def _lengths(rows: Dataset, view: str, tokenizer) -> tuple[np.ndarray, np.ndarray]:
+def _lengths(rows: Dataset, view: str, tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
     if tokenizer is None:
         told = [[sum(len(m["content"]) for m in row[name]) for name in ("prompt", *ANSWERS[view])] for row in rows]
         found = np.ceil(np.array(told) / CHARACTERS).astype(int)

@@ -2,7 +2,7 @@
 
 import json
 
-from transformers import TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from preftune.config.errors import advice
 from preftune.config.processes import main_process
@@ -19,7 +19,14 @@ class Samples(TrainerCallback):
     `first` are the answers before training, by prompt; `monitor` acts on a length that drifts.
     """
 
-    def __init__(self, run, monitor: Monitor, tokenizer, prompts: list[list[dict]], first: dict[str, str]):
+    def __init__(
+        self,
+        run,
+        monitor: Monitor,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: list[list[dict]],
+        first: dict[str, str],
+    ):
         self.run, self.monitor, self.tokenizer, self.prompts, self.first = run, monitor, tokenizer, prompts, first
 
     @advice("samples")

@@ -30,11 +30,11 @@ class Interruption(TrainerCallback):
             self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
-    def __exit__(self, kind, error, traceback) -> None:
+    def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _handle(self, number: int, frame) -> None:
+    def _handle(self, number: int, frame: object) -> None:
         name = signal.Signals(number).name
         if number == self.signal and time.monotonic() - self._since < ECHO:
             return

@@ -160,7 +160,7 @@ def save(trainer: Trainer, folder: str) -> None:
             generation.save_pretrained(folder)
 
 
-def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer=None) -> Trainer:
+def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer: PreTrainedTokenizerBase = None) -> Trainer:
     """The trainer of a run: TRL's class under the fast path, the metrics and the proof of the first step."""
     tokenizer = tokenizer or load_tokenizer(cfg.model)
     data = data or load_data(cfg, tokenizer)
@@ -180,7 +180,7 @@ def snapshot(name: str, trainer: Trainer, data: Data, cfg: DictConfig) -> Look |
         return look(name, trainer, data, cfg)
 
 
-def announce(cfg: DictConfig, data: Data, tokenizer) -> dict | None:
+def announce(cfg: DictConfig, data: Data, tokenizer: PreTrainedTokenizerBase) -> dict | None:
     """Say what the run will take, unless fit_check=false. Raises PlanError where that is more than there is."""
     if not cfg.fit_check:
         return None

@@ -4,11 +4,12 @@ import copy
 import traceback
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from peft import LoraConfig
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from preftune.config.errors import UserError
@@ -59,7 +60,7 @@ class BestIsMeasured(TrainerCallback):
             raise SettingsError(f"train.metric_for_best_model={wanted}: no evaluation has it; there are {found}")
 
 
-def build(cfg: DictConfig, data: Data, tokenizer, trainer_class: type) -> Trainer:
+def build(cfg: DictConfig, data: Data, tokenizer: PreTrainedTokenizerBase, trainer_class: type) -> Trainer:
     """The trainer that `cfg` describes, its reference ready: `trainer_class`, made over the class of `loss.trainer`.
 
     TRL's config class stands beside its trainer class under TRL's own rule (XTrainer, XConfig).
@@ -75,7 +76,7 @@ def build(cfg: DictConfig, data: Data, tokenizer, trainer_class: type) -> Traine
         raise SettingsError(f"{library} refuses these settings: {' '.join(str(error).split())}") from error
 
 
-def _build(cfg: DictConfig, data: Data, tokenizer, trainer_class: type) -> Trainer:
+def _build(cfg: DictConfig, data: Data, tokenizer: PreTrainedTokenizerBase, trainer_class: type) -> Trainer:
     args_class = get_class(cfg.loss.trainer.removesuffix("Trainer") + "Config")
     arguments = trainer_arguments(cfg)
     if data.eval is None:
@@ -136,7 +137,7 @@ def fit_to_data(arguments: dict, cfg: DictConfig, data: Data) -> None:
         print(f"reference: lora.{moved[0]} trains base weights, so the reference is the model before its first step")
 
 
-def adapter(lora: DictConfig, model) -> LoraConfig | None:
+def adapter(lora: DictConfig, model: torch.nn.Module) -> LoraConfig | None:
     """`lora` as PEFT takes it (`models.lora_config`); None for full fine-tuning."""
     if not lora:
         return None
@@ -149,7 +150,7 @@ def adapter(lora: DictConfig, model) -> LoraConfig | None:
     return lora_config(given, model)
 
 
-def say_left_out(trainer: Trainer, data: Data, evaluated) -> None:
+def say_left_out(trainer: Trainer, data: Data, evaluated: Dataset | None) -> None:
     """Print how many rows the trainer has left out, since their prompt alone fills train.max_length."""
     for name, before, after in (
         ("training", data.train, trainer.train_dataset),
@@ -191,7 +192,7 @@ def early_stopping(cfg: DictConfig, arguments: dict) -> dict:
     }
 
 
-def own_reference(model, cfg: DictConfig, arguments: dict) -> dict:
+def own_reference(model: torch.nn.Module, cfg: DictConfig, arguments: dict) -> dict:
     """The reference, where it is not the policy as it starts and TRL would find none or another one.
 
     `model.reference` names another model. With an online reference it is a copy of the model in full fine-tuning (TRL
@@ -225,6 +226,6 @@ def with_metrics(trainer_class: type) -> type:
     return type(trainer_class.__name__, (Throughput, *added, trainer_class), {})
 
 
-def load_data(cfg: DictConfig, tokenizer) -> Data:
+def load_data(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
     """The checked train and eval rows of `cfg` in the form that its trainer takes."""
     return load(cfg.data, view=cfg.loss.view, tokenizer=tokenizer, max_length=cfg.train.max_length, seed=cfg.train.seed)

@@ -1,7 +1,9 @@
 """Ranks among each other: they join, agree on the run directory, and prove that the engine is the one asked for."""
 
+from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from omegaconf import DictConfig
+from transformers import Trainer
 
 from preftune.config.errors import LaunchError
 from preftune.config.processes import world_size
@@ -28,7 +30,7 @@ def require_processes(count: int) -> None:
         )
 
 
-def require(cfg: DictConfig, accelerator) -> None:
+def require(cfg: DictConfig, accelerator: Accelerator) -> None:
     """Raise LaunchError where accelerate runs another engine, precision or number of processes than was asked for."""
     require_processes(accelerator.num_processes)
     asked = cfg.hardware.engine or ("ddp" if world_size() > 1 else None)
@@ -52,7 +54,7 @@ def require_precision(cfg: DictConfig, found: str) -> None:
         )
 
 
-def running(accelerator) -> str:
+def running(accelerator: Accelerator) -> str:
     """The engine by what accelerate reports: none, ddp, fsdp (version 2), fsdp1, zero1 to zero3, or its own word."""
     kind = accelerator.distributed_type
     if kind == DistributedType.NO:
@@ -65,7 +67,7 @@ def running(accelerator) -> str:
     return "ddp" if kind.value.startswith("MULTI_") else kind.value.lower()
 
 
-def release(trainer) -> None:
+def release(trainer: Trainer) -> None:
     """Take TRL's inference engine, which computed ZeRO-3's reference log-probs, off the model again.
 
     Its hooks would count the forwards of the training as its own, and fail where these are others.

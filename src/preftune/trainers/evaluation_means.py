@@ -10,6 +10,7 @@ from collections import defaultdict
 from contextlib import contextmanager
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 TOKENS = ("entropy", "mean_token_accuracy", "logits/", "nll_loss", "logps/chosen_per_token", "logps/rejected_per_token",
@@ -92,7 +93,7 @@ class EvaluationMeans:
         return {}
 
 
-def real_rows(accelerator, inputs: dict) -> tuple[dict, bool]:
+def real_rows(accelerator: Accelerator, inputs: dict) -> tuple[dict, bool]:
     """The batch without the rows that only fill it, and whether any is left: one row stays, to be run and not counted.
 
     The last batches of several processes are filled up with rows from the start of the data set.

@@ -6,6 +6,7 @@ log(π/π_ref)(chosen) − log(π/π_ref)(rejected); β times it is the margin o
 
 import json
 import math
+from collections.abc import Iterable
 
 SERIES = ("chosen", "rejected", "ref_chosen", "ref_rejected")
 
@@ -42,7 +43,14 @@ def robust(logratio: float, beta: float, label_smoothing: float) -> float:
     return ((1 - label_smoothing) * clean - label_smoothing * flipped) / (1 - 2 * label_smoothing)
 
 
-def row(chosen, rejected, ref_chosen, ref_rejected, beta: float, label_smoothing: float) -> dict:
+def row(
+    chosen: list[float],
+    rejected: list[float],
+    ref_chosen: list[float],
+    ref_rejected: list[float],
+    beta: float,
+    label_smoothing: float,
+) -> dict:
     """One β over all pairs: losses as means, and rewards, margins and gradient weights per pair.
 
     A gradient weight is the σ(r̂(rejected) − r̂(chosen)) of the DPO paper's gradient (section 4), which stands beside a
@@ -66,7 +74,7 @@ def row(chosen, rejected, ref_chosen, ref_rejected, beta: float, label_smoothing
     }
 
 
-def mean(values) -> float:
+def mean(values: Iterable[float]) -> float:
     values = list(values)
     return math.fsum(values) / len(values)
 
@@ -95,11 +103,11 @@ def problems(given: dict) -> list[str]:
     return found
 
 
-def is_number(value) -> bool:
+def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def as_list(value) -> list:
+def as_list(value: object) -> list:
     return value if isinstance(value, list) else [value]
 
 

@@ -192,5 +192,5 @@ class PerTokenMeans(EvaluationMeans):
         return loss, logged
 
 
-def _reference_of_pairs(inputs) -> tuple:
+def _reference_of_pairs(inputs: dict) -> tuple:
     return inputs.get("ref_chosen_logps"), inputs.get("ref_rejected_logps")

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 from trl import DPOTrainer
 
 
@@ -25,7 +26,9 @@ class TemplateTokens:
         return {}
 
 
-def tokenized(dataset: Dataset | IterableDataset, tokenizer, args, name: str) -> Dataset | IterableDataset:
+def tokenized(
+    dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, args: TrainingArguments, name: str
+) -> Dataset | IterableDataset:
     """The rows in the columns that TRL's collator for ORPO and CPO takes, cut at `max_length`."""
     settings = SimpleNamespace(
         max_length=args.max_length, truncation_mode="keep_start", dataset_num_proc=args.dataset_num_proc
