@@ -43,6 +43,7 @@ def test_a_published_recipe_names_the_source_of_each_key(name):
             assert "  # " in line, line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_recipe_passes_the_checks_plans_and_keeps_its_global_batch(name):
     cfg = composed_experiment(name)

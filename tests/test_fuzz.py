@@ -36,6 +36,7 @@ TYPED = st.one_of(
 PLUS = st.sampled_from(["", "+", "++", "~"])
 
 
+@pytest.mark.slow
 @MANY
 @given(st.lists(st.tuples(PLUS, st.sampled_from(KEYS), TYPED), min_size=1, max_size=3))
 def test_every_command_line_is_taken_or_answered(typed):

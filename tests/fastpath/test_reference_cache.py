@@ -252,6 +252,7 @@ def result(process):
     return int(line.split()[1]), np.array(json.loads(line.split(maxsplit=2)[2])), output
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_computes_and_the_other_waits(tiny, tmp_path):
     script = PROCESS.format(tests=str(Path(__file__).parent), tiny=tiny)
     first, second = sorted((result(process) for process in [start([], script, tmp_path / "c") for _ in range(2)]),
@@ -261,6 +262,7 @@ def test_of_two_processes_one_computes_and_the_other_waits(tiny, tmp_path):
     np.testing.assert_array_equal(first[1], second[1])
 
 
+@pytest.mark.slow
 def test_two_ranks_share_the_reference_and_train(build, tiny, tmp_path):
     script = PROCESS.format(tests=str(Path(__file__).parent), tiny=tiny)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

@@ -97,6 +97,7 @@ def test_a_template_that_leaves_the_answer_out_is_refused_in_one_line(template, 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "recipe"),
     [
@@ -162,6 +163,7 @@ def test_the_export_stops_where_the_trained_model_does(lora, typed, small, base,
         assert tokenizer.decode(said, skip_special_tokens=True).strip() == sample["after"].strip() != ""
 
 
+@pytest.mark.slow
 def test_what_ends_an_answer_is_in_every_artifact(typed, pairs_file, small, base, tmp_path):
     end = AutoTokenizer.from_pretrained(base).eos_token_id
     given = ["model=path", f"model.path={base}", "data=file", f"data.path={pairs_file}", "output_dir=run"]

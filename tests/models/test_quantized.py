@@ -12,6 +12,9 @@ from preftune.models import embedded
 FP8_MOST = 448.0
 
 
+pytestmark = pytest.mark.slow  # real quantized checkpoints are written and trained
+
+
 @pytest.fixture
 def stored(tmp_path):
     """stored(quantization, change): the tiny model's folder with that quantization_config and its weights changed."""

@@ -1,5 +1,6 @@
 """Stages from a base model to a served one, each kept while its inputs are the same, else rerun."""
 
+import json
 import time
 from collections.abc import Callable
 from importlib import resources
@@ -19,6 +20,15 @@ from preftune.runs import checkpoints, directory
 from preftune.runs.signals import Interruption
 from preftune.runs.training import chosen_files, write_report
 
+HEADLINE = {  # in summary.json, and in evaluation.json
+    "rule_score_before": "reference_rule_score",
+    "rule_score_after": "rule_score",
+    "perplexity_before": "reference_perplexity",
+    "perplexity_after": "perplexity",
+    "win_rate": "win_rate",
+    "kl": "kl",
+}
+
 
 def run_stages(cfg: DictConfig) -> dict:
     """Run the stages of `cfg.pipeline` under one run directory, and sum them up.
@@ -36,7 +46,8 @@ def run_stages(cfg: DictConfig) -> dict:
         for number, (name, step) in enumerate(steps, 1):
             print(f"Stage {number} of {len(steps)}: {name}", flush=True)
             step(progress, name)
-        summary = combine(progress.summaries) | {"seconds": round(time.time() - started, 1)}
+        summary = combine(progress.summaries) | headline(run / "evaluation" / "evaluation.json")
+        summary["seconds"] = round(time.time() - started, 1)
         if main_process():
             write_json(run / "summary.json", summary)
     print(terminal.table(summary, run))
@@ -83,6 +94,14 @@ def evaluated(progress: Progress, name: str) -> None:
     own = {"models": models, "output": str(output / "evaluation.json")}
     print(evaluation.run(OmegaConf.merge(defaults("evaluate"), asked, own)))
     lineage.record(output, made_of, Artifact(str(output), checkpoints.digest(output / "evaluation.json")))
+
+
+def headline(evaluation: Path) -> dict:
+    """What the evaluation says of the last stage, under the names that summary.json has for before and after."""
+    if not evaluation.exists():
+        return {}
+    last = json.loads(evaluation.read_text(encoding="utf-8"))[-1]
+    return {name: last[key] for name, key in HEADLINE.items() if last.get(key) is not None}
 
 
 def exported(progress: Progress, name: str) -> None:
