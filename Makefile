@@ -29,8 +29,8 @@ test: $(READY) ## run the tests
 test-slow: $(READY) ## the tests that take minutes: wheel, hub, kills, several processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile -m slow $(ARGS)
 
-lint: $(READY) ## check style
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: $(READY) ## check style and types
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 bench: $(READY) ## speed and memory beside plain TRL, all tables (hours)
 	$(RUN) benchmarks.fastpath $(ARGS)

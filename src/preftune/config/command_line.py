@@ -75,8 +75,13 @@ def dashed(arguments: list[str], strangers: list[str], overrides: list[str]) -> 
 
 def flags(arguments: list[str], overrides: list[str]) -> list[str]:
     """The arguments that are no overrides, in order."""
-    left = list(overrides)
-    return [argument for argument in arguments if argument not in left or left.remove(argument)]
+    left, found = list(overrides), []
+    for argument in arguments:
+        if argument in left:
+            left.remove(argument)
+        else:
+            found.append(argument)
+    return found
 
 
 class Line:
@@ -169,8 +174,8 @@ class Line:
                 choices.append([(override.input_line, one) for one in each])
         first = [values[0] for values in choices]
         yield first
-        for place, values in enumerate(choices):
-            for value in values[1:]:
+        for place, others in enumerate(choices):
+            for value in others[1:]:
                 yield [*first[:place], value, *first[place + 1 :]]
 
     def swept(self, override: Override) -> Iterator[str]:

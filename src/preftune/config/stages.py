@@ -124,6 +124,7 @@ def sections(stage: Stage) -> Iterator[tuple[str, str]]:
 
 def node(config: dict, path: str) -> dict:
     """The mapping at a dotted path; empty where there is none."""
+    found: object = config
     for name in path.split("."):
-        config = config.get(name) if isinstance(config, dict) else None
-    return config if isinstance(config, dict) else {}
+        found = found.get(name) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}

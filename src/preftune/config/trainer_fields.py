@@ -71,10 +71,10 @@ def definition(module_name: str, name: str) -> tuple[Module, ast.ClassDef]:
         for node in module.tree.body:
             if isinstance(node, ast.ClassDef) and node.name == name:
                 return module, node
-        for node in ast.walk(module.tree):
-            for alias in node.names if isinstance(node, ast.ImportFrom) else ():
+        for each in ast.walk(module.tree):
+            for alias in each.names if isinstance(each, ast.ImportFrom) else ():
                 if (alias.asname or alias.name) == name:
-                    return definition(_absolute(module, node), alias.name)
+                    return definition(_absolute(module, each), alias.name)
     raise LookupError(f"{module_name}.{name}")
 
 
@@ -93,7 +93,7 @@ def _module(name: str) -> Module:
 
 def _absolute(module: Module, node: ast.ImportFrom) -> str:
     if not node.level:
-        return node.module
+        return str(node.module)
     parts = module.name.split(".")
     kept = parts[: len(parts) - node.level + module.is_package]
     return ".".join([*kept, *([node.module] if node.module else [])])

@@ -219,12 +219,12 @@ def judged(mine: list, theirs: list, cfg: DictConfig, decide: Judge | None, toke
 
 def rule_scores(rule: Rule, answered: list[tuple[list[dict], str, str]]) -> dict:
     """The mean of a rule over the policy's and the reference's answers, with Wilson's interval where it is a share."""
-    found = {}
+    found: dict[str, float | list[float]] = {}
     for place, name in ((1, "rule_score"), (2, "reference_rule_score")):
         scores = [rule.score(row[0], row[place]) for row in answered]
-        found[name] = fmean(scores)
+        found[name] = mean = fmean(scores)
         if all(0 <= score <= 1 for score in scores):
-            found[f"{name}_ci"] = list(interval(found[name], len(scores)))
+            found[f"{name}_ci"] = list(interval(mean, len(scores)))
     return found
 
 

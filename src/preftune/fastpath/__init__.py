@@ -23,7 +23,7 @@ def mixins(cls: type) -> tuple[type, ...]:
     return next((parts for base, parts in fast.items() if issubclass(cls, base)), ())
 
 
-def trainer_class(cls: type, **settings) -> type:
+def trainer_class(cls: type, **settings: object) -> type:
     """The trainer class `cls` of TRL with preftune's fast path over it; `cls` itself where there is none for it.
 
     `settings` are the mixins' own (bucket_batches, tokens_per_batch, reference_cache, …: conf/base.yaml, `fastpath`);

@@ -18,7 +18,9 @@ NARROW = 256  # a product over no more than this is cheap for what it gives: LoR
 KERNELS = ("attention", "gemm_4bit", "int8_linear_matmul", "scaled_mm", "grouped_mm")  # fused, quantized, of experts
 
 
-def policy(context: SelectiveCheckpointContext, op: object, *args, biased: bool = False, **kwargs) -> CheckpointPolicy:
+def policy(
+    context: SelectiveCheckpointContext, op: object, *args: object, biased: bool = False, **kwargs: object
+) -> CheckpointPolicy:
     """Keep products of matrices and fused attention, recompute the rest.
 
     `biased`: experts add a bias to their product in place (transformers' `_grouped_linear`), so that it cannot be kept.
@@ -51,7 +53,7 @@ def keep_products(model: PreTrainedModel | PeftModel) -> None:
     chosen = partial(policy, biased=biased)
     enable, contexts = base.gradient_checkpointing_enable, partial(create_selective_checkpoint_contexts, chosen)
 
-    def gradient_checkpointing_enable(gradient_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
+    def gradient_checkpointing_enable(gradient_checkpointing_kwargs: dict | None = None, **kwargs: object) -> None:
         given = dict(gradient_checkpointing_kwargs or {}) | {"use_reentrant": False, "context_fn": contexts}
         return enable(gradient_checkpointing_kwargs=given, **kwargs)
 

@@ -89,7 +89,8 @@ def lay_out(input_ids: torch.Tensor, labels: torch.Tensor, pairs: bool, width: i
     shared, moved = np.zeros_like(used), np.zeros_like(used)
     if pairs:
         first, second = used.reshape(2, -1)
-        begin = common_start(*ids[:, :-1].reshape(2, rows // 2, -1), np.minimum(first, second))
+        chosen, rejected = ids[:, :-1].reshape(2, rows // 2, -1)
+        begin = common_start(chosen, rejected, np.minimum(first, second))
         shared = np.tile(begin, 2)
         moved[rows // 2 :] = first - begin  # the second row's own tokens follow all of the first's
     sizes = np.zeros(tree.max() + 1, dtype=int)

@@ -169,7 +169,7 @@ def lines(found: list[dict]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def readable(count: int) -> str:
+def readable(count: float) -> str:
     """A number of bytes in the unit that suits it: 12.3 MB."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:

@@ -34,7 +34,8 @@ class EndProofs(TrainerCallback):
         self.trainer, self.findings, self.pairs = trainer, findings, pairs
         self.weights: dict[str, str] = {}  # a hash of each parameter before the first step
         self.trained: set[str] = set()
-        self.highest_rate, self.begun_at, self.failed = 0.0, 0, None
+        self.highest_rate, self.begun_at = 0.0, 0
+        self.failed: Finding | None = None
         self.start = self._reference()
 
     def on_train_begin(self, args, state, control, **kwargs):

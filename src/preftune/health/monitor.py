@@ -17,8 +17,10 @@ class Monitor(TrainerCallback):
     """Reads what TRL and preftune log. `stopped_by` is the finding that ended the training, if one did."""
 
     def __init__(self, findings: Findings, limits: DictConfig):
-        self.findings, self.limits, self.history = findings, limits, None
-        self.stopped_by, self.rolled_back_to = None, None
+        self.findings, self.limits = findings, limits
+        self.history: History | None = None
+        self.stopped_by: Finding | None = None
+        self.rolled_back_to: str | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.history = History(state.max_steps, args.learning_rate)

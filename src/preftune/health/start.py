@@ -81,7 +81,7 @@ class ProvedStart:
         self._check(check_reference, self)
         self._check(check_loss, self)
 
-    def _check(self, check: Callable, *arguments) -> None:
+    def _check(self, check: Callable, *arguments: object) -> None:
         with advice("step-0 check"):
             for found in check(*arguments):
                 if isinstance(found, Proof):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -44,6 +45,7 @@ def wait_for_ranks(ranks: subprocess.Popen) -> int:
     submitit, which ends this process or asks for the job to be queued again, hears of it afterwards.
     """
     postponed, before = [], {}
+    handlers: dict[int, Callable]
 
     def pass_on(number, frame):
         ranks.send_signal(number)
@@ -61,10 +63,10 @@ def wait_for_ranks(ranks: subprocess.Popen) -> int:
     try:
         code = ranks.wait()
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    for handler, number, frame in postponed if code else ():
-        handler(number, frame)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+    for earlier, number, frame in postponed if code else ():
+        earlier(number, frame)
     return code
 
 

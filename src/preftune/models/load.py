@@ -84,7 +84,9 @@ def in_few_bits(quantization: dict, use_cpu: bool) -> dict:
     return {"quantization_config": BitsAndBytesConfig(**quantization), "device_map": {"": device}}
 
 
-def whole_model(path: str, revision: str | None = None, trust_remote_code: bool = False, **options) -> PreTrainedModel:
+def whole_model(
+    path: str, revision: str | None = None, trust_remote_code: bool = False, **options: object
+) -> PreTrainedModel:
     """The model in the class that its checkpoint names, as TRL loads it; without a class that generates, a causal LM's.
 
     A checkpoint in MXFP4 or FP8 is dequantized, which is said: these weights cannot be trained as they are.

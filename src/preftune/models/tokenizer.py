@@ -126,6 +126,6 @@ def carry(tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module) -> None:
         config.pad_token_id = tokenizer.pad_token_id
 
 
-def token_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict], **options) -> list[int]:
+def token_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict], **options: object) -> list[int]:
     """A message list as the chat template writes it, in tokens."""
     return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)["input_ids"]

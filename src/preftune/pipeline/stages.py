@@ -36,7 +36,7 @@ class Progress:
     result: Path | None = None  # what the last training stage left: an adapter or a whole model
 
 
-def stage_config(progress: Progress, name: str, **changes) -> DictConfig:
+def stage_config(progress: Progress, name: str, **changes: object) -> DictConfig:
     """The config of one training stage: that of the pipeline on the model at hand, its own section laid over it."""
     cfg = progress.cfg
     settings = OmegaConf.to_container(cfg, resolve=True)
@@ -63,7 +63,7 @@ def model_section(progress: Progress) -> dict:
     return section | ({} if progress.model.path == section["path"] else {"path": progress.model.path, "revision": None})
 
 
-def trained(progress: Progress, name: str, **changes) -> None:
+def trained(progress: Progress, name: str, **changes: object) -> None:
     """A training stage: its summary and its result go into `progress`. `changes` are laid over its config last."""
     progress.model = model_at_hand(progress)  # what is trained is the reference too, never silently the base model
     cfg = stage_config(progress, name, **changes)

@@ -104,7 +104,8 @@ def weight_bytes(size: Sizes, dtype: str, lora: DictConfig, prepared: bool = Fal
 
     `prepared`: what is not quantized is then held in float32, as PEFT prepares it for ORPO and CPO.
     """
-    each = rest = packed = BYTES[dtype]
+    each: float = BYTES[dtype]
+    rest = packed = each
     if kind := bits(lora):
         packed = 1.0 if kind == 8 else NF4_DOUBLE if lora.quantization.get("bnb_4bit_use_double_quant") else NF4
         rest = 4 if prepared else each

@@ -115,14 +115,14 @@ def batch(prompt: np.ndarray, answers: np.ndarray, max_length: int, packed: bool
     return Batch(lengths.size, columns, int(lengths.size * columns - lengths.sum()), scored)
 
 
-def largest(rows: Rows, size: int, **how) -> Batch:
+def largest(rows: Rows, size: int, **how: object) -> Batch:
     """The batch of the longest rows: sorting by length brings them together."""
     pick = np.resize(np.argsort(-(rows.longest_prompt + rows.longest_answers.sum(axis=1)), kind="stable"), size)
     pick = pick[: min(size, rows.count)]
     return batch(rows.longest_prompt[pick], rows.longest_answers[pick], **how)
 
 
-def typical(rows: Rows, size: int, sort: bool, **how) -> list[Batch]:
+def typical(rows: Rows, size: int, sort: bool, **how: object) -> list[Batch]:
     """Batches as an epoch has them, over the rows that were looked at: of similar length where they are sorted."""
     order = np.argsort(rows.prompt + rows.answers.sum(axis=1), kind="stable") if sort else np.arange(len(rows.prompt))
     order = np.resize(order, max(len(order), size)) if len(order) < size else order

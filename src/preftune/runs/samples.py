@@ -21,7 +21,7 @@ class Samples(TrainerCallback):
 
     def __init__(
         self,
-        run,
+        run: object,
         monitor: Monitor,
         tokenizer: PreTrainedTokenizerBase,
         prompts: list[list[dict]],

@@ -114,7 +114,7 @@ def as_list(value: object) -> list:
 def report(given: dict) -> str:
     """The rows for every β of checked values, as JSON or as tables."""
     series = [as_list(given[key]) for key in SERIES]
-    rows = [row(*series, beta, given["label_smoothing"]) for beta in as_list(given["beta"])]
+    rows = [row(*series, beta=beta, label_smoothing=given["label_smoothing"]) for beta in as_list(given["beta"])]
     if given["format"] == "json":
         return json.dumps(rows, indent=2)
     return tables(rows, given["label_smoothing"])

@@ -171,7 +171,7 @@ class PerTokenMeans(EvaluationMeans):
     AVERAGED = ("ipo", "simpo")  # CPOTrainer's losses on means (its concatenated_forward); ORPO's one loss is on means
 
     @property
-    def per_row(self) -> tuple[str, ...]:
+    def per_row(self) -> tuple[str, ...]:  # type: ignore[override]
         """What is a mean over rows where the loss is on means."""
         return ("logps/chosen_per_token", "logps/rejected_per_token") if self._averaged_loss() else ()
 
