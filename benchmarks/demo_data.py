@@ -2,11 +2,12 @@
 
 The rule, which a reader sees at a glance: an answer is short, at most 30 words in one paragraph without a list.
 *chosen* is the model's own answer to the prompt with REQUEST behind it, where it keeps the rule and ends as a sentence;
-*rejected* is its answer to the bare prompt, where it breaks the rule. REQUEST is not in the data. The same seed draws
+*rejected* is its answer to the bare prompt, up to the last sentence within 80 tokens, where it breaks the rule. REQUEST is not in the data. The same seed draws
 the same pairs on the same machine.
 """
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from preftune.models.tokenizer import stop_tokens
 REQUEST = " Answer in one short sentence."
 TRIES, SEED, BATCH = 4, 0, 32
 HELD_OUT = 64  # spread over the prompts
-TOKENS = {"chosen": 48, "rejected": 112}
+TOKENS = {"chosen": 48, "rejected": 80}
 HERE = Path(__file__).parent
 FOLDER = HERE.parent / "src/preftune/data/demo"
 
@@ -37,14 +38,15 @@ def drawn(model, tokenizer, prompts: list[str], max_new_tokens: int) -> list[tup
     return found
 
 
-def kept(answers: list[tuple[str, bool]], prompts: list[str], good: bool) -> dict[str, str]:
-    """The answers that are good examples of keeping the rule, or of breaking it, by prompt."""
-    found = {}
-    for prompt, (answer, ended) in zip(prompts, answers, strict=True):
-        keeps = short_answer([], answer) == 1.0
-        if ended and (keeps and answer[-1] in ".!?" if good else not keeps):
-            found[prompt] = answer
-    return found
+def good(answer: str, ended: bool) -> str | None:
+    """An answer that keeps the rule and ends as a sentence; None otherwise."""
+    return answer if ended and short_answer([], answer) and answer[-1] in ".!?" else None
+
+
+def bad(answer: str, ended: bool) -> str | None:
+    """An answer that breaks the rule, up to its last whole sentence; None otherwise."""
+    whole = answer if ended else "".join(re.findall(r".*?[.!?](?=\s)", answer, re.DOTALL))
+    return whole.strip() if whole and not short_answer([], whole) else None
 
 
 def tried(model, tokenizer, prompts: list[str], side: str) -> dict[str, str]:
@@ -53,7 +55,9 @@ def tried(model, tokenizer, prompts: list[str], side: str) -> dict[str, str]:
     for _ in range(TRIES):
         left = [prompt for prompt in prompts if prompt not in found]
         asked = [prompt + REQUEST for prompt in left] if side == "chosen" else left
-        found |= kept(drawn(model, tokenizer, asked, TOKENS[side]), left, side == "chosen")
+        answers = drawn(model, tokenizer, asked, TOKENS[side])
+        kept = [good(*each) if side == "chosen" else bad(*each) for each in answers]
+        found |= {prompt: answer for prompt, answer in zip(left, kept, strict=True) if answer}
     return found
 
 

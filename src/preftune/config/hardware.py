@@ -93,6 +93,14 @@ def peak_memory_gb() -> float:
     return peak / 1e9 if platform.system() == "Darwin" else peak * 1024 / 1e9
 
 
+def resident_gb() -> float:
+    """The memory that this process holds now: of its accelerator, or resident without one."""
+    import psutil
+    import torch
+
+    return (torch.cuda.memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss) / 1e9
+
+
 @functools.cache
 def cpu_has_bf16() -> bool:
     """Whether the processor multiplies bfloat16 itself (AVX512_BF16, AMX, Arm BF16); elsewhere float32 is faster."""

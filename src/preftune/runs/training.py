@@ -14,7 +14,7 @@ from preftune import fastpath
 from preftune.config import check, hardware
 from preftune.config.errors import Interrupted, Stopped, advice, brief
 from preftune.config.files import write_json
-from preftune.config.hardware import peak_memory_gb
+from preftune.config.hardware import peak_memory_gb, resident_gb
 from preftune.config.processes import main_process, sharding_engine, world_size
 from preftune.config.stages import SELECTIVE
 from preftune.data.load import Data
@@ -101,7 +101,7 @@ def carried_out(run: Run) -> dict:
     """The steps of a run in their order; returns its summary, which summary.json and W&B then hold."""
     started = time.time()
     tokenizer, data = prepare(run)
-    planned = announce(run.cfg, data, tokenizer)
+    planned, idle = announce(run.cfg, data, tokenizer), resident_gb()
     trainer = build_trainer(run.cfg, data, tokenizer)
     trainer.findings = run.findings
     describe(run, trainer, data)
@@ -113,6 +113,7 @@ def carried_out(run: Run) -> dict:
     trainer.add_callback(run.interruption)
     fit(trainer, resumed_from(run, trainer))
     end_early(run, trainer, monitor)
+    measured = None if run.cfg.resume else compare_with_plan(planned, trainer, peak_memory_gb() - idle)
     held_out = last_evaluation(trainer) if trainer.eval_dataset is not None else {}
     save_whole(run.path / "model", lambda folder: save(trainer, folder))
     proofs.after_saving(run.path / "model")
@@ -120,6 +121,7 @@ def carried_out(run: Run) -> dict:
     summary = summarize(trainer, looks, held_out) | {
         "gate": gate,
         "plan": planned,
+        "measured": measured,
         "findings": len(run.findings.rows()),
         "proofs": [dataclasses.asdict(each) for each in run.findings.proofs.values()],
         "rolled_back_to": monitor.rolled_back_to,
@@ -192,6 +194,21 @@ def announce(cfg: DictConfig, data: Data, tokenizer: PreTrainedTokenizerBase) ->
         return None
     require_fits(made, cfg)
     return dataclasses.asdict(made)
+
+
+def compare_with_plan(planned: dict | None, trainer: Trainer, memory_gb: float) -> dict | None:
+    """What a training took beside what was planned for it: memory above the idle process, and seconds."""
+    seconds = [row["train_runtime"] for row in trainer.state.log_history if "train_runtime" in row]
+    if planned is None or not seconds:
+        return None
+    parts = planned["memory_gb"]
+    memory = parts["total"] - (parts["other"] if trainer.args.device.type == "cuda" else 0)  # which PyTorch never sees
+    expected = planned["seconds"] - planned["reference"]["seconds"]
+    print(
+        f"plan: {memory:.1f} GB and {text.duration(expected)} of training planned, {memory_gb:.1f} GB and "
+        f"{text.duration(seconds[-1])} measured"
+    )
+    return {"memory_gb": round(memory_gb, 3), "seconds": round(seconds[-1], 1)}
 
 
 def describe(run: Run, trainer: Trainer, data: Data) -> None:
