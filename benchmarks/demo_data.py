@@ -2,8 +2,8 @@
 
 The rule, which a reader sees at a glance: an answer is short, at most 30 words in one paragraph without a list.
 *chosen* is the model's own answer to the prompt with REQUEST behind it, where it keeps the rule and ends as a sentence;
-*rejected* is its answer to the bare prompt, up to the last sentence within 80 tokens, where it breaks the rule. REQUEST is not in the data. The same seed draws
-the same pairs on the same machine.
+*rejected* is its answer to the bare prompt, up to the last whole sentence within 80 tokens, where that breaks the rule.
+REQUEST is not in the data. The same seed draws the same pairs on the same machine.
 """
 
 import json

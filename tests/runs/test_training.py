@@ -225,3 +225,9 @@ def test_a_best_metric_that_no_evaluation_has_is_one_line(composed):
     cfg = composed("dpo", *asked, "train.eval_strategy=steps", "train.save_strategy=steps", "train.save_steps=2")
     with pytest.raises(SettingsError, match="metric_for_best_model=nope: no evaluation has it.*eval_loss"):
         train(cfg, {})
+
+
+def test_arguments_that_preftune_sets_by_itself_may_be_given(composed):
+    trainer = build_trainer(composed("dpo", "+train.disable_tqdm=true", "+train.logging_first_step=false"))
+    assert trainer.args.disable_tqdm and not trainer.args.logging_first_step
+    assert build_trainer(composed("dpo")).args.logging_first_step

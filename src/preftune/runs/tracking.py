@@ -62,13 +62,20 @@ class Progress(TrainerCallback):
     The bar says how the training rows stand: margin, accuracy and tokens per second.
     """
 
-    def __init__(self, title: str):
-        self.title, self.bar = title, None
+    def __init__(self, title: str, silent: bool = False):
+        self.title, self.silent, self.bar = title, silent, None
         self.seen: tuple[float, float] | None = None  # seconds, tokens at the last logging step
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, unit="step", leave=False)
+            self.bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                desc=self.title,
+                unit="step",
+                leave=False,
+                disable=self.silent,
+            )
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.bar is not None:

@@ -273,7 +273,7 @@ def watch(run: Run, trainer: Trainer, data: Data, start: Look | None) -> Monitor
     monitor = Monitor(run.findings, run.cfg.health)
     callbacks = [
         MetricsFile(run.path / "metrics.jsonl"),
-        Progress(run.choices.get("loss", "train")),
+        Progress(run.choices.get("loss", "train"), silent=run.cfg.train.get("disable_tqdm", False)),
         monitor,
         Seal(trainer),
     ]

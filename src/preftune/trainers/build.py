@@ -89,9 +89,7 @@ def _build(cfg: DictConfig, data: Data, tokenizer: PreTrainedTokenizerBase, trai
         run_name=Path(cfg.output_dir).name,
         report_to=cfg.tracking.report_to,
         project=cfg.tracking.project,  # Trackio's; W&B's is given by tracking.py
-        logging_first_step=True,
-        disable_tqdm=True,  # Progress shows one bar of our own
-        **arguments,
+        **{"logging_first_step": True, **arguments, "disable_tqdm": True},  # Progress shows one bar of our own
     )
     require_processes(args.world_size)
     model = load_model(cfg.model, cfg.lora, bool(cfg.hardware.use_cpu))
