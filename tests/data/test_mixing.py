@@ -66,13 +66,6 @@ def test_demonstrations_make_the_stated_fraction_and_stand_spread_among_the_pair
     assert "identical_pair" not in [finding.code for finding in data.findings]
 
 
-def test_demonstrations_are_not_mixed_into_labelled_answers_nor_without_a_source(write, loaded):
-    with pytest.raises(DataError, match="needs demonstrations to mix in"):
-        loaded(named("a", 4), sft_fraction=0.2)
-    with pytest.raises(DataError, match="has no SFT term"):
-        loaded(named("a", 4), view="unpaired", sft_fraction=0.2, sft_path=write("sft.jsonl", SHOWN))
-
-
 @pytest.fixture(scope="module")
 def tiny():
     return AutoModelForCausalLM.from_pretrained(folder("embedded://tiny"), dtype=torch.float32)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from preftune.evaluate.statistics import interval, percent
 from preftune.report import panels, record, terminal
@@ -14,7 +14,7 @@ from preftune.report.verdict import of_stage, verdict
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).with_name("templates")),
-    autoescape=True,
+    autoescape=select_autoescape(["html.jinja"]),
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
@@ -40,7 +40,7 @@ def as_yaml(values: dict) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=False)
 
 
-TEMPLATES.filters |= {"shown": shown, "percent": percent, "yaml": as_yaml}
+TEMPLATES.filters |= {"shown": shown, "percent": percent, "yaml": as_yaml, "thousands": "{:,}".format}
 
 
 def render(template: str, **values: object) -> str:
