@@ -66,7 +66,7 @@ def test_a_loss_without_a_reference_is_matched_by_its_log_probs(a_run, far_and_n
     found = comparison.compare([*far_and_near, a_run("orpo", rows, 0.95)])
     assert found.measure == LOG_RATIO
     assert {each.name: each.at.step for each in found.entries} == {"far": 5, "near": 10, "orpo": 5}
-    assert next(e for e in found.entries if e.name == "orpo").at.distance == pytest.approx(0.02**0.5)
+    assert next(e for e in found.entries if e.name == "orpo").at.kl == pytest.approx(0.02**0.5)
     assert any("orpo, before its end: the accuracy by log-prob" in note for note in found.notes)
 
 
