@@ -50,6 +50,10 @@ def read(path: Path, name: str) -> Iterator[Read]:
         for found in READERS[ending(path)](path, name):
             line = found.origin.rpartition(":")[2]
             yield found
+    except UnicodeDecodeError as error:  # in a file that is read whole
+        line = error.object.count(b"\n", 0, error.start) + 1
+        detail = f"line {line}: byte 0x{error.object[error.start]:02x} is not UTF-8"
+        yield Read(name, RowFault("unreadable_file", detail))
     except BROKEN as error:
         detail = (str(error) or type(error).__name__).splitlines()[0] + (f" after line {line}" if line else "")
         yield Read(f"{name}:{line}" if line else name, RowFault("unreadable_file", detail))
@@ -72,10 +76,10 @@ def opened(path: Path) -> BinaryIO:
     return stream
 
 
-def converted(convert: Callable[..., dict], given: object, origin: str, raw: str) -> Read:
+def converted(origin: str, raw: str, convert: Callable[..., dict], *given: object) -> Read:
     """The row that `convert` makes of what was read, or the RowFault that it raises."""
     try:
-        return Read(origin, convert(given), raw)
+        return Read(origin, convert(*given), raw)
     except RowFault as fault:
         return Read(origin, fault, raw)
 
@@ -86,7 +90,7 @@ def jsonl(path: Path, name: str) -> Iterator[Read]:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 raw = line.decode("utf-8", "backslashreplace").rstrip("\r\n")
-                yield converted(json_row, line, f"{name}:{number}", raw)
+                yield converted(f"{name}:{number}", raw, json_row, line)
 
 
 def json_row(line: bytes) -> dict:
@@ -127,16 +131,16 @@ def json_file(path: Path, name: str) -> Iterator[Read]:
     """A list of objects, or an object that holds nothing but such a list, both read whole; or JSONL under this name."""
     with opened(path) as stream:
         first, second = (*islice(filter(bytes.strip, stream), 2), b"", b"")[:2]
-    start, row = first.lstrip()[:1], converted(json_row, first, "", "").row
+    start, row = first.lstrip()[:1], converted("", "", json_row, first).row
     if start not in (b"[", b"{") or (second and isinstance(row, dict)):
         yield from jsonl(path, name)
         return
     with opened(path) as stream:
-        text = text_of(stream.read())
+        text = stream.read().decode()
     if start == b"[":
         yield from json_items(text, name)
         return
-    whole = converted(json_row, text.encode(), f"{name}:1", text)
+    whole = converted(f"{name}:1", text, json_row, text.encode())
     items = next(iter(whole.row.values())) if isinstance(whole.row, dict) and len(whole.row) == 1 else None
     if isinstance(items, list) and all(isinstance(item, dict) for item in items):
         yield from (Read(f"{name}:item {number}", item) for number, item in enumerate(items, start=1))
@@ -152,22 +156,13 @@ def json_items(text: str, name: str) -> Iterator[Read]:
         while not text.startswith("]", place):
             line, counted = line + text.count("\n", counted, place), place
             value, end = decoder.raw_decode(text, place)
-            yield converted(as_row, value, f"{name}:{line}", text[place:end])
+            yield converted(f"{name}:{line}", text[place:end], as_row, value)
             if (gap := COMMA.match(text, end)) is None:
                 wanted = "Expecting ','" if text[end:].strip() else "The list is not closed"
                 raise json.JSONDecodeError(wanted, text, end)
             place = gap.end()
     except (ValueError, RecursionError) as error:
         yield Read(f"{name}:{getattr(error, 'lineno', line)}", not_json(error), text[place : place + 200])
-
-
-def text_of(content: bytes) -> str:
-    """Bytes as text. Raises UnicodeError, with the line, where they are not UTF-8."""
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UnicodeError(f"line {line}: byte 0x{content[error.start]:02x} is not UTF-8") from None
 
 
 def csv_file(path: Path, name: str) -> Iterator[Read]:
@@ -187,7 +182,7 @@ def csv_file(path: Path, name: str) -> Iterator[Read]:
                 yield Read(origin, RowFault("malformed_line", str(error)))
                 continue
             if values:
-                yield converted(lambda cells: csv_row(names, cells), values, origin, json.dumps(values))
+                yield converted(origin, json.dumps(values), csv_row, names, values)
 
 
 def csv_row(names: list[str], values: list[str]) -> dict:

@@ -29,18 +29,14 @@ KINDS = {
     "wrong_type": error("a value of the wrong type", FIX),
     "unknown_label": error("a label that is neither good nor bad", f"write true or false, 1 or 0, or {SKIP}"),
     "prompt_mismatch": error(
-        "the prompt column is not how the dialogues begin",
-        f"leave the column unread (data.columns={{prompt: null}}), or {SKIP}",
+        "the prompt column is not how the dialogues begin", f"data.columns={{prompt: null}}, or {SKIP}"
     ),
     # single rows
     "empty_prompt": error("there is no prompt", FIX),
     "empty_answer": error("an answer is empty or whitespace", FIX),
     "role_order": error("roles out of order", f"chat templates refuse or garble such rows: fix them, or {SKIP}"),
     "identical_pair": warning("chosen and rejected are the same", "remove these pairs: they teach nothing"),
-    "user_turn_in_answer": warning(
-        "an answer holds later user turns, which are trained on too",
-        "end chosen and rejected with their first different answer",
-    ),
+    "user_turn_in_answer": warning("an answer holds later user turns, which are trained on too", "cut them off"),
     "extra_message_fields": warning(
         "messages have fields beside role and content (tool calls, names), which are not trained on",
         "write them into content if they matter",
@@ -48,28 +44,14 @@ KINDS = {
     "unread_columns": note("columns that are not read", "name those that matter (data.columns), or put them in prompt"),
     "replacement_character": warning("text holds U+FFFD: it was decoded wrongly once", "decode the source again"),
     "tied_scores": note("rated answers with equal scores make no pair", "none needed; see also data.pairs_rule"),
-    "unmatched_labels": note(
-        "labelled answers without an opposite to the same prompt make no pair", "train on all of them with loss=kto"
-    ),
+    "unmatched_labels": note("labelled answers without an opposite to the same prompt make no pair", "use loss=kto"),
     # the whole set
     "duplicate_rows": warning("rows stand there more than once", "remove the copies: they count double"),
-    "contradictory_pairs": warning(
-        "pairs that other rows prefer the other way round",
-        "decide which is right and remove the other: together they cancel",
-    ),
+    "contradictory_pairs": warning("pairs that other rows prefer the other way round", "remove the wrong ones"),
     "contradictory_labels": warning("answers that are called good and bad", "decide, and remove the wrong rows"),
-    "prompt_leakage": warning(
-        "held-out rows whose prompt is trained on",
-        "the evaluation looks too good: remove these prompts from one side, or use data.eval_fraction",
-    ),
-    "label_imbalance": warning(
-        "one label has several times the rows of the other",
-        "loss.balance_labels=true (the default) weighs the rarer one; more rows of it teach more",
-    ),
-    "one_label": warning(
-        "every row has the same label",
-        "add rows of the other label; good answers alone are demonstrations: python -m recipes.sft trains on them",
-    ),
+    "prompt_leakage": warning("held-out rows whose prompt is trained on", "remove them, or use data.eval_fraction"),
+    "label_imbalance": warning("one label has several times the rows of the other", "keep loss.balance_labels=true"),
+    "one_label": warning("every row has the same label", "add the other label, or train with python -m recipes.sft"),
     "few_prompts": warning("few prompts stand behind many rows", "add prompts, or lower data.max_rows"),
     "length_bias": warning(
         "length goes with the preference",
@@ -107,9 +89,6 @@ KINDS = {
     ),
     "nothing_left": error("every row loses its whole answer", "raise train.max_length"),
     "cut_alike": warning("cut at train.max_length, chosen and rejected are the same", "raise train.max_length"),
-    "long_tail": warning(
-        "a few rows are far longer than the rest",
-        "they set the memory that every batch needs: lower train.max_length or drop them",
-    ),
+    "long_tail": warning("a few rows are far longer than the rest", "lower train.max_length: they cost memory"),
     "suspected_swaps": note("pairs that the model would label the other way round", "review the file of suspects"),
 }

@@ -1,6 +1,5 @@
 """Pairs whose labels may be swapped, ranked by how strongly a model disagrees with them."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -71,9 +70,7 @@ def write_suspects(path: Path, pairs: Dataset, doubts: np.ndarray, count: int) -
     A line each: rank, the probability that the labels are swapped, id, origin, and the pair as it stands.
     """
     worst = np.argsort(-doubts, kind="stable")[:count]
-    rows = list(pairs.select(worst))
-    with path.open("w", encoding="utf-8") as file:
-        for rank, (place, row) in enumerate(zip(worst, rows, strict=True), start=1):
-            said = {"rank": rank, "swapped": round(float(doubts[place]), 4)} | row
-            file.write(json.dumps(said, ensure_ascii=False) + "\n")
-    return [row["origin"] for row in rows]
+    rows = pairs.select(worst).add_column("rank", np.arange(1, len(worst) + 1))
+    rows = rows.add_column("swapped", doubts[worst].astype(float).round(4))
+    rows.select_columns(["rank", "swapped", *pairs.column_names]).to_json(path, force_ascii=False)
+    return rows["origin"][:]

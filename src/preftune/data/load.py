@@ -9,15 +9,12 @@ from omegaconf import DictConfig
 
 from preftune.config.errors import advice
 from preftune.data import bias, set_checks, token_checks, views
-from preftune.data.bias import WordFigures
 from preftune.data.findings import DataError, Finding, Findings
 from preftune.data.kinds import WARNING
-from preftune.data.set_checks import SetFigures, leakage
 from preftune.data.shapes import DEMONSTRATIONS, PAIRS
 from preftune.data.sources import eval_sources, sources
 from preftune.data.streams import BLOCK, stream
 from preftune.data.table import Table, table
-from preftune.data.token_checks import TokenFigures, accepted, answered
 from preftune.data.views import KINDS, PAIRED, SHOWN, UNPAIRED, keys, mixture, ordered, with_demonstrations
 
 
@@ -42,9 +39,9 @@ class Data:
     read: int = 0
     skipped: int = 0
     kinds: dict[str, Dataset] = field(default_factory=dict, repr=False)
-    sets: dict[str, SetFigures] = field(default_factory=dict, repr=False)
-    words: dict[str, WordFigures] = field(default_factory=dict, repr=False)
-    tokens: TokenFigures | None = field(default=None, repr=False)
+    sets: dict[str, set_checks.SetFigures] = field(default_factory=dict, repr=False)
+    words: dict[str, bias.WordFigures] = field(default_factory=dict, repr=False)
+    tokens: token_checks.TokenFigures | None = field(default=None, repr=False)
 
 
 def load(data: DictConfig, view: str, tokenizer, max_length: int | None, seed: int) -> Data:
@@ -53,8 +50,7 @@ def load(data: DictConfig, view: str, tokenizer, max_length: int | None, seed: i
     `tokenizer` None leaves the checks on tokens out. Raises DataError, with every error, its rows and remedy; with
     data.on_bad_rows=skip rows that are wrong are written to data.skipped_file and left out instead.
     """
-    findings = collector(data)
-    found = examined(data, view, tokenizer, max_length, seed, findings)
+    found, findings = examined(data, view, tokenizer, max_length, seed)
     findings.stop_on_errors()
     balance = ""
     if view == UNPAIRED:
@@ -83,8 +79,7 @@ def inspect(data: DictConfig, view: str | None, tokenizer, max_length: int | Non
     What is wrong with the data is in the findings; DataError is raised only for a section that means nothing, or names
     data that is not there.
     """
-    findings = collector(data)
-    found = examined(data, view, tokenizer, max_length, seed, findings)
+    found, findings = examined(data, view, tokenizer, max_length, seed)
     if "no_rows" not in findings.found:
         judged = {kind: rows for kind, rows in found.kinds.items() if kind != DEMONSTRATIONS}
         words = {kind: bias.check(rows, kind, findings) for kind, rows in judged.items()}
@@ -93,16 +88,10 @@ def inspect(data: DictConfig, view: str | None, tokenizer, max_length: int | Non
     return found
 
 
-def collector(data: DictConfig) -> Findings:
-    """Where findings and bad rows go. `skipped_file` is looked up only where it counts: it may lie in no run."""
-    skipping = data.on_bad_rows == "skip"
-    return Findings(skipping, data.skipped_file if skipping else None)
-
-
-def examined(
-    data: DictConfig, view: str | None, tokenizer, max_length: int | None, seed: int, findings: Findings
-) -> Data:
+def examined(data: DictConfig, view: str | None, tokenizer, max_length: int | None, seed: int) -> tuple[Data, Findings]:
     """Read, check and shape the data; `view` None takes the form nearest to the data's own."""
+    skipping = data.on_bad_rows == "skip"  # only then is the file looked up: it may lie in no run
+    findings = Findings(skipping, data.skipped_file if skipping else None)
     found, tables, apart = gathered(data, findings, seed)
     if found.kinds and "no_rows" not in findings.found:
         view = view or next(name for name, kind in KINDS.items() if kind in found.kinds)
@@ -118,21 +107,24 @@ def examined(
         found.eval_pairs = combined([each.rows for each in apart if each.kind == PAIRS])
         if found.eval is not None:
             with advice("leakage check"):
-                leakage(found.train, found.eval, findings)
+                set_checks.leakage(found.train, found.eval, findings)
         if tokenizer is not None:
-            found.train = accepted(found.train, kind, tokenizer, findings)
+            found.train = token_checks.accepted(found.train, kind, tokenizer, findings)
             with advice("token check"):
                 limit = data.token_rows
                 found.tokens = token_checks.check(found.train, kind, tokenizer, max_length, findings, limit)
-            found.eval = usable(found.eval, kind, tokenizer, max_length, findings)
-            found.eval_pairs = usable(found.eval_pairs, PAIRS, tokenizer, max_length, Findings())
+            limits = tokenizer, max_length
+            found.eval = found.eval and token_checks.answered(found.eval, kind, *limits, findings) or None
+            found.eval_pairs = (
+                found.eval_pairs and token_checks.answered(found.eval_pairs, PAIRS, *limits, Findings()) or None
+            )
             if not len(found.train):
                 findings.add("no_rows", [each.source.line() for each in tables])
         if data.sft_fraction and view == PAIRED:
             shown = demonstrations(data, tokenizer, max_length, findings)
             found.train = with_demonstrations(found.train, shown, data.sft_fraction, seed)
     found.findings, found.skipped = findings.all(), findings.skipped
-    return found
+    return found, findings
 
 
 def gathered(data: DictConfig, findings: Findings, seed: int) -> tuple[Data, list[Table], list[Table]]:
@@ -181,14 +173,6 @@ def combined(sets: list[Dataset]) -> Dataset | None:
     return concatenate_datasets(sets) if sum(map(len, sets)) else None
 
 
-def usable(rows: Dataset | None, kind: str, tokenizer, max_length: int | None, findings: Findings) -> Dataset | None:
-    """The held-out rows that the chat template takes and that have an answer left; None where there are none."""
-    if rows is None:
-        return None
-    rows = answered(accepted(rows, kind, tokenizer, Findings()), kind, tokenizer, max_length, findings)
-    return rows if len(rows) else None
-
-
 def demonstrations(data: DictConfig, tokenizer, max_length: int | None, findings: Findings) -> Dataset:
     """The demonstrations of data.sft_path, which go through the same checks. Raises DataError where there are none."""
     if data.streaming:
@@ -199,6 +183,6 @@ def demonstrations(data: DictConfig, tokenizer, max_length: int | None, findings
         findings.stop_on_errors()
         raise DataError(f"data.sft_path={tables[0].source.line()}: no usable demonstrations")
     if tokenizer is not None:
-        shown = accepted(shown, DEMONSTRATIONS, tokenizer, findings)
+        shown = token_checks.accepted(shown, DEMONSTRATIONS, tokenizer, findings)
         token_checks.check(shown, DEMONSTRATIONS, tokenizer, max_length, findings, data.token_rows)
     return shown

@@ -17,7 +17,11 @@ FOLLOWS = {  # which roles may follow a role; None is the beginning
 READ = ("role", "from", "content", "value")
 UNSAID = {"weight": (None, 1), "train": (None, True)}  # fields and the values of them that change nothing
 
-SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may hold halves of surrogate pairs, which UTF-8 cannot
+CHARACTERS = {  # code: what to look for, and what to say before the column; JSON may hold halves of surrogate pairs
+    "null_byte": ("\x00", "in"),
+    "not_utf8": ("[\ud800-\udfff]", "half a surrogate pair in"),
+    "replacement_character": ("\ufffd", "in"),
+}
 
 Faults = Iterator[tuple[str, str]]
 
@@ -57,17 +61,12 @@ def teaching(row: dict, kind: str) -> Faults:
 
 
 def encoding(row: dict, kind: str) -> Faults:
-    """Characters that no UTF-8 file holds, or that an earlier decoding left; the first of them in a row."""
+    """Characters that no UTF-8 file holds, or that an earlier decoding left; the first column with one."""
     for column in ("prompt", *ANSWERS[kind]):
-        for text in (message["content"] for message in row[column]):
-            if "\x00" in text:
-                yield "null_byte", f"in {column}"
-                return
-            if SURROGATE.search(text):
-                yield "not_utf8", f"half a surrogate pair in {column}"
-                return
-            if "\ufffd" in text:
-                yield "replacement_character", f"in {column}"
+        text = "".join(message["content"] for message in row[column])
+        for code, (pattern, before) in CHARACTERS.items():
+            if re.search(pattern, text):
+                yield code, f"{before} {column}"
                 return
 
 

@@ -33,63 +33,49 @@ class SetFigures:
 
 def check(rows: Dataset, kind: str, findings: Findings) -> SetFigures:
     """Look at a set of one kind as a whole; what is found goes into `findings`."""
-    hashes, characters = read(rows, kind)
-    figures = SetFigures(len(rows), hashes["prompt"].nunique(), characters)
+    frame, characters = hashed(rows, kind)
+    content = frame.drop(columns="origin")
 
     def add(code: str, where: pd.Series) -> None:
         if where.any():
-            findings.add(code, examples(rows, np.flatnonzero(where)), count=int(where.sum()), of=len(rows))
+            findings.add(code, frame["origin"][where], count=int(where.sum()), of=len(frame))
 
-    add("duplicate_rows", hashes.duplicated())
+    add("duplicate_rows", content.duplicated())
     if kind == PAIRS:
-        both = np.sort(hashes[["chosen", "rejected"]], axis=1)
-        sides = hashes.assign(first=both[:, 0], second=both[:, 1], way=hashes["chosen"] < hashes["rejected"])
+        both = np.sort(frame[["chosen", "rejected"]], axis=1)
+        sides = frame.assign(first=both[:, 0], second=both[:, 1], way=frame["chosen"] < frame["rejected"])
         add("contradictory_pairs", sides.groupby(["prompt", "first", "second"])["way"].transform("nunique") > 1)
     if kind == LABELLED:
-        add("contradictory_labels", hashes.groupby(["prompt", "completion"])["label"].transform("nunique") > 1)
-        good = int(hashes["label"].sum())
-        figures.labels = {"good": good, "bad": len(rows) - good}
-        imbalance(figures.labels, findings)
-    diversity(rows, hashes["prompt"], findings)
-    if kind != DEMONSTRATIONS and len(rows):
-        length(figures, hashes.get("label"), findings)
+        add("contradictory_labels", frame.groupby(["prompt", "completion"])["label"].transform("nunique") > 1)
+        good, bad = labels = int(frame["label"].sum()), int((~frame["label"]).sum())
+        if max(labels) > IMBALANCED * min(labels):
+            code, says = "label_imbalance" if min(labels) else "one_label", f"{good:,} answers are good and {bad:,} bad"
+            findings.add(code, count=max(labels), of=len(frame), says=says)
+    counts = frame["prompt"].value_counts()
+    if len(frame) >= 20 and len(counts) < FEW_PROMPTS * len(frame):
+        first = frame.drop_duplicates("prompt").set_index("prompt")["origin"]
+        says = f"{len(counts):,} prompts stand behind {len(frame):,} rows, the most frequent behind {counts.max():,}"
+        findings.add("few_prompts", first[counts.index[:EXAMPLES]], count=len(counts), of=len(frame), says=says)
+    figures = SetFigures(len(frame), len(counts), characters)
+    if kind == LABELLED:
+        figures.labels = {"good": good, "bad": bad}
+    if kind != DEMONSTRATIONS and len(frame):
+        length(figures, frame.get("label"), findings)
     return figures
 
 
-def read(rows: Dataset, kind: str) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """A number for each prompt and answer, equal where these are, and the labels; the characters of each column."""
-    columns = ("prompt", *ANSWERS[kind])
-    hashes, characters = {name: [] for name in columns}, {name: [] for name in columns}
-    for batch in rows.select_columns(list(columns)).iter(1000):
-        for name in columns:
-            of = key if name == "prompt" else lambda answer: xxhash.xxh3_64_intdigest(json.dumps(answer).encode())
-            hashes[name] += map(of, batch[name])
-            characters[name] += [sum(len(message["content"]) for message in dialogue) for dialogue in batch[name]]
-    frame = pd.DataFrame({name: np.array(numbers, dtype=np.uint64) for name, numbers in hashes.items()})
-    if kind == LABELLED:
-        frame["label"] = np.array(rows["label"], dtype=bool)
-    return frame, {name: np.array(lengths) for name, lengths in characters.items()}
-
-
-def examples(rows: Dataset, places: np.ndarray) -> list[str]:
-    """Where the first few of the rows at `places` came from."""
-    return list(rows.select(places[:EXAMPLES])["origin"])
-
-
-def imbalance(labels: dict[str, int], findings: Findings) -> None:
-    good, bad = labels["good"], labels["bad"]
-    code = "label_imbalance" if min(good, bad) else "one_label"
-    if max(good, bad) > IMBALANCED * min(good, bad):
-        count = max(good, bad)
-        findings.add(code, count=count, of=good + bad, says=f"{good:,} answers are good and {bad:,} bad")
-
-
-def diversity(rows: Dataset, prompts: pd.Series, findings: Findings) -> None:
-    counts = prompts.value_counts()
-    if len(rows) >= 20 and len(counts) < FEW_PROMPTS * len(rows):
-        often = np.array([np.argmax(prompts == prompt) for prompt in counts.index[:EXAMPLES]])
-        says = f"{len(counts):,} prompts stand behind {len(rows):,} rows, the most frequent behind {counts.max():,}"
-        findings.add("few_prompts", examples(rows, often), count=len(counts), of=len(rows), says=says)
+def hashed(rows: Dataset, kind: str) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Origins, labels, and a number for each prompt and answer, equal where these are; characters of each column."""
+    parts, characters = [], {name: [] for name in ("prompt", *ANSWERS[kind])}
+    for batch in rows.iter(1000):
+        numbers = {"prompt": [key(prompt) for prompt in batch["prompt"]]}
+        for column in ANSWERS[kind]:
+            numbers[column] = [xxhash.xxh3_64_intdigest(json.dumps(answer).encode()) for answer in batch[column]]
+        same = {name: batch[name] for name in ("origin", "label") if name in batch}
+        parts.append(pd.DataFrame(same | {name: np.array(each, np.uint64) for name, each in numbers.items()}))
+        for column, lengths in characters.items():
+            lengths += [sum(len(message["content"]) for message in dialogue) for dialogue in batch[column]]
+    return pd.concat(parts, ignore_index=True), {name: np.array(lengths) for name, lengths in characters.items()}
 
 
 def length(figures: SetFigures, labels: np.ndarray | None, findings: Findings) -> None:
@@ -134,4 +120,6 @@ def leakage(train: Dataset, held_out: Dataset, findings: Findings) -> None:
     """Held-out rows whose prompt, case and white space aside, stands in the training rows."""
     leaked = np.flatnonzero(np.isin(keys(held_out), keys(train)))
     if len(leaked):
-        findings.add("prompt_leakage", examples(held_out, leaked), count=len(leaked), of=len(held_out))
+        findings.add(
+            "prompt_leakage", held_out.select(leaked[:EXAMPLES])["origin"], count=len(leaked), of=len(held_out)
+        )

@@ -5,18 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 
+from preftune.data import messages
 from preftune.data.findings import RowFault
-from preftune.data.messages import (
-    Messages,
-    as_answer,
-    as_dialogue,
-    as_prompt,
-    is_dialogue_text,
-    is_messages,
-    opens_dialogue,
-    split_last,
-    split_pair,
-)
+from preftune.data.messages import Messages
 
 PAIRS, LABELLED, DEMONSTRATIONS = "pairs", "labelled answers", "demonstrations"
 ANSWERS = {PAIRS: ("chosen", "rejected"), LABELLED: ("completion",), DEMONSTRATIONS: ("completion",)}
@@ -50,11 +41,14 @@ def has(row: dict, *columns: str) -> bool:
 
 def pair(row: dict, _: str) -> list[dict]:
     """A pair out of answers, or out of whole dialogues, whose prompt is what they share."""
-    if has(row, "prompt") and not opens_dialogue(row["chosen"]):
-        return [{"prompt": as_prompt(row["prompt"])} | {side: as_answer(row[side], side) for side in ANSWERS[PAIRS]}]
-    prompt, chosen, rejected = split_pair(*(as_dialogue(row[side], side) for side in ANSWERS[PAIRS]))
+    if has(row, "prompt") and not messages.opens_dialogue(row["chosen"]):
+        return [
+            {"prompt": messages.as_prompt(row["prompt"])}
+            | {side: messages.as_answer(row[side], side) for side in ANSWERS[PAIRS]}
+        ]
+    prompt, chosen, rejected = messages.split_pair(*(messages.as_dialogue(row[side], side) for side in ANSWERS[PAIRS]))
     if has(row, "prompt"):
-        prompt = longer_prompt(as_prompt(row["prompt"]), prompt, chosen)
+        prompt = longer_prompt(messages.as_prompt(row["prompt"]), prompt, chosen)
     return [{"prompt": prompt, "chosen": chosen, "rejected": rejected}]
 
 
@@ -81,9 +75,9 @@ def turns(dialogue: Messages) -> list[tuple[str, str]]:
 def answer(row: dict, _: str) -> list[dict]:
     """A prompt and its answer, from columns of their own or from one dialogue, and their label where there is one."""
     if has(row, "prompt", "completion"):
-        prompt, completion = as_prompt(row["prompt"]), as_answer(row["completion"], "completion")
+        prompt, completion = messages.as_prompt(row["prompt"]), messages.as_answer(row["completion"], "completion")
     else:
-        prompt, completion = split_last(as_dialogue(row["messages"], "messages"))
+        prompt, completion = messages.split_last(messages.as_dialogue(row["messages"], "messages"))
     return [{"prompt": prompt, "completion": completion}]
 
 
@@ -103,10 +97,13 @@ def rated(row: dict, rule: str) -> list[dict]:
         raise RowFault("wrong_type", "completions and scores must be lists of one length")
     if not all(isinstance(score, int | float) and score == score for score in scores):
         raise RowFault("wrong_type", f"scores must be numbers, they are {scores}")
-    prompt = as_prompt(row["prompt"])
+    prompt = messages.as_prompt(row["prompt"])
     ranked = sorted(zip(scores, answers, strict=True), key=lambda rating: -rating[0])
     pairs = [(a, b) for (high, a), (low, b) in PAIRS_RULES[rule](ranked) if high > low]
-    sides = [{"chosen": as_answer(a, "completions"), "rejected": as_answer(b, "completions")} for a, b in pairs]
+    sides = [
+        {"chosen": messages.as_answer(a, "completions"), "rejected": messages.as_answer(b, "completions")}
+        for a, b in pairs
+    ]
     return [{"prompt": prompt} | both for both in sides]
 
 
@@ -150,11 +147,11 @@ def name_of_pair(row: dict) -> str:
     """What the run calls a pair. Raises RowFault where its answers have no turns and no prompt stands beside them."""
     prompt, chosen = row.get("prompt"), row["chosen"]
     if prompt is None:
-        if not is_messages(chosen) and not is_dialogue_text(chosen):
+        if not messages.is_messages(chosen) and not messages.is_dialogue_text(chosen):
             raise RowFault("missing_column", "chosen and rejected hold no turns, so a prompt is needed beside them")
-        form = "message lists" if is_messages(chosen) else "Human/Assistant texts"
+        form = "message lists" if messages.is_messages(chosen) else "Human/Assistant texts"
         return f"whole dialogues in chosen and rejected, as {form}"
-    if opens_dialogue(chosen):
+    if messages.opens_dialogue(chosen):
         return "a prompt beside whole dialogues"
     names = {
         (True, True): "prompt, chosen and rejected as message lists",
@@ -162,7 +159,7 @@ def name_of_pair(row: dict) -> str:
         (True, False): "a prompt as a message list with answers as texts",
         (False, False): "prompt, chosen and rejected as texts",
     }
-    return names[is_messages(prompt), is_messages(chosen)]
+    return names[messages.is_messages(prompt), messages.is_messages(chosen)]
 
 
 def renamed(row: dict, columns: dict[str, str | None]) -> dict:

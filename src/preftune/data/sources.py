@@ -44,13 +44,8 @@ class Source:
     def is_local(self) -> bool:
         """Whether the path names files rather than a data set on the hub."""
         path = Path(self.path).expanduser()
-        return (
-            self.path.startswith((PACKAGED, "/", ".", "~"))
-            or path.exists()
-            or glob.has_magic(self.path)
-            or ending(path) in READERS
-            or not HUB_ID.fullmatch(self.path)
-        )
+        written = self.path.startswith((PACKAGED, "/", ".", "~")) or glob.has_magic(self.path) or path.exists()
+        return written or ending(path) in READERS or not HUB_ID.fullmatch(self.path)
 
     def line(self) -> str:
         """What the run calls it."""
@@ -65,29 +60,28 @@ def files(path: str) -> list[tuple[Path, str]]:
     if path.startswith(PACKAGED):
         package, _, name = path.removeprefix(PACKAGED).partition("/")
         return [(Path(str(resources.files(package) / name)), name)]
-    place = Path(path).expanduser()
+    place, why = Path(path).expanduser(), ""
+    found = [place]
     if place.is_dir():
         found = [file for file in sorted(place.rglob("*")) if file.is_file() and ending(file) in READERS]
-        if not found:
-            raise DataError(f"data.path={path}: no {', '.join(READERS)} file in this folder")
-        return [(file, str(file.relative_to(place))) for file in found]
-    found = [place]
-    if glob.has_magic(path) and not place.exists():
+        why = f"no {', '.join(READERS)} file in this folder"
+    elif not place.exists() and glob.has_magic(path):
         found = [file for file in sorted(map(Path, glob.glob(str(place), recursive=True))) if file.is_file()]
-        if not found:
-            raise DataError(f"data.path={path}: no file is named so (looked from {Path.cwd()})")
+        why = f"no file is named so (looked from {Path.cwd()})"
+    elif place.is_symlink() and not place.exists():
+        raise DataError(f"data.path={path} is a link to nowhere ({place.readlink()})")
+    elif not place.exists():
+        names = [each.name for each in place.parent.iterdir()] if place.parent.is_dir() else []
+        near = difflib.get_close_matches(place.name, names, n=1)
+        hint = f"; did you mean {place.parent / near[0]}?" if near else ""
+        raise DataError(f"data.path={path}: there is no such file or folder (from {Path.cwd()}){hint}")
+    if not found:
+        raise DataError(f"data.path={path}: {why}")
     for file in found:
-        if file.is_symlink() and not file.exists():
-            raise DataError(f"data.path={path} is a link to nowhere ({file.readlink()})")
-        if not file.exists():
-            names = [each.name for each in file.parent.iterdir()] if file.parent.is_dir() else []
-            near = difflib.get_close_matches(file.name, names, n=1)
-            hint = f"; did you mean {file.parent / near[0]}?" if near else ""
-            raise DataError(f"data.path={path}: there is no such file or folder (from {Path.cwd()}){hint}")
         if ending(file) not in READERS:
             known = f"known are {', '.join(READERS)}, with .gz, .bz2 or .xz"
             raise DataError(f"data.path={file}: its ending names no format; {known}")
-    return [(file, file.name) for file in found]
+    return [(file, str(file.relative_to(place)) if place.is_dir() else file.name) for file in found]
 
 
 def hub_rows(source: Source, streaming: bool) -> Iterator[Read]:

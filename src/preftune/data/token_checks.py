@@ -113,7 +113,8 @@ def refusal(tokenizer, dialogue: Messages) -> str | None:
 
 
 def answered(rows: Dataset, kind: str, tokenizer, max_length: int | None, findings: Findings) -> Dataset:
-    """The held-out rows that have an answer token left at `max_length`; the others go into `findings`."""
+    """The held-out rows that the template takes and that have an answer token left; the others go into `findings`."""
+    rows = accepted(rows, kind, tokenizer, Findings())
     if max_length is None:
         return rows
     found = list(enumerate(tokenized(rows, kind, tokenizer)))
@@ -130,15 +131,14 @@ def check(
     picks = rows
     if limit is not None and limit < len(rows):
         picks = rows.select(np.linspace(0, len(rows) - 1, limit).round().astype(int))
-    counts = {column: [] for column in ("prompt", *ANSWERS[kind])}
+    names, counts = ("prompt", *ANSWERS[kind]), []
     ends, shown, most = set(stop_tokens(tokenizer)), None, max_length or np.iinfo(np.int64).max
     for row in tokenized(picks, kind, tokenizer):
         for code, detail in faults(row, kind, tokenizer, most, ends):
             findings.add(code, [row.origin], detail, of=len(picks))
-        for column, ids in {"prompt": row.prompt, **row.answers}.items():
-            counts[column].append(len(ids))
+        counts.append([len(row.prompt), *map(len, row.answers.values())])
         shown = row if shown is None or shown.longest > 200 > row.longest else shown
-    columns = {name: np.array(values, dtype=int) for name, values in counts.items()}
+    columns = dict(zip(names, np.array(counts, dtype=int).reshape(-1, len(names)).T, strict=True))
     if len(picks) and (columns["prompt"] >= most).all():
         findings.add("nothing_left", count=len(picks), of=len(picks))
     special_tokens(picks, kind, tokenizer, findings)

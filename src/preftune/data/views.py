@@ -7,6 +7,7 @@ completion}. Beside them every row keeps `origin`, the file and line that it cam
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pandas as pd
 import xxhash
 from datasets import Dataset, concatenate_datasets
 
@@ -91,24 +92,16 @@ def pair_up(rows: Dataset, findings: Findings) -> Dataset:
 
     Answers left without an opposite make no pair; they are counted as `unmatched_labels`.
     """
-    waiting: dict[int, tuple[list[int], list[int]]] = {}
-    couples = []
-    labels = rows["label"]
-    for row, prompt in enumerate(keys(rows).tolist()):
-        mine, theirs = waiting.setdefault(prompt, ([], []))[:: 1 if labels[row] else -1]
-        if theirs:
-            other = theirs.pop(0)
-            couples.append((row, other) if labels[row] else (other, row))
-        else:
-            mine.append(row)
-    left = sorted(row for both in waiting.values() for side in both for row in side)
-    if left:
-        origins = rows.select(left[:3])["origin"]
-        findings.add("unmatched_labels", list(origins), count=len(left), of=len(rows))
-    couples.sort(key=min)
-    good, bad = (rows.select([couple[side] for couple in couples]) for side in (0, 1))
-    pairs = good.remove_columns("label").rename_column("completion", "chosen")
-    return pairs.add_column("rejected", bad["completion"][:], feature=rows.features["completion"])
+    good = np.array(rows["label"], dtype=bool)
+    frame = pd.DataFrame({"prompt": keys(rows), "good": good, "row": np.arange(len(rows))})
+    frame["turn"] = frame.groupby(["prompt", "good"]).cumcount()
+    both = frame[good].merge(frame[~good], on=["prompt", "turn"])[["row_x", "row_y"]].to_numpy()
+    chosen, rejected = both[both.min(axis=1).argsort()].T
+    left = np.setdiff1d(frame["row"], both)
+    if len(left):
+        findings.add("unmatched_labels", rows.select(left[:3])["origin"], count=len(left), of=len(rows))
+    pairs = rows.select(chosen).remove_columns("label").rename_column("completion", "chosen")
+    return pairs.add_column("rejected", rows.select(rejected)["completion"][:], feature=rows.features["completion"])
 
 
 WAYS: dict[tuple[str, str], Callable[[Dataset, Findings], Dataset]] = {

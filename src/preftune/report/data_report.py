@@ -5,9 +5,8 @@ import json
 import sys
 from pathlib import Path
 
-import datasets
 import numpy as np
-import transformers
+import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from preftune.config.files import write_text
@@ -19,7 +18,7 @@ from preftune.data.set_checks import SetFigures
 from preftune.data.shapes import PAIRS
 from preftune.data.sources import one_of
 from preftune.data.views import KINDS
-from preftune.models.load import load_model, load_tokenizer
+from preftune.models.load import load_model, load_tokenizer, quiet
 from preftune.report.page import render
 
 QUANTILES = {"median": 0.5, "p95": 0.95, "max": 1.0}
@@ -110,13 +109,11 @@ def by_difference(figures: SetFigures) -> list[tuple[str, float, float]]:
     difference = difference[difference != 0]
     if len(difference) < 50:
         return []
-    size, rules = np.abs(difference), []
-    edges = np.quantile(size, [0, 0.25, 0.5, 0.75, 1])
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
-        inside = difference[(size >= low) & (size <= high)] > 0
-        rule = f"… by {low:,.0f} to {high:,.0f} characters"
-        rules.append((rule, float(inside.mean()), inside.std() / len(inside) ** 0.5))
-    return rules
+    quarters = pd.qcut(np.abs(difference), 4, duplicates="drop")
+    by_size = pd.Series(difference > 0).groupby(quarters, observed=True)
+    return [
+        (f"… by {part.left:,.0f} to {part.right:,.0f} characters", right.mean(), right.sem()) for part, right in by_size
+    ]
 
 
 def lengths(seen: Data) -> list[tuple[str, dict[str, int], dict]]:
@@ -156,9 +153,7 @@ def review(cfg: DictConfig) -> int:
     """
     one_of("format", cfg.format, PRINTED)
     one_of("view", cfg.view, [None, *KINDS])
-    datasets.disable_progress_bars()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet()
     tokenizer = load_tokenizer(cfg.model)
     seen = inspect(cfg.data, cfg.view, tokenizer, cfg.train.max_length, cfg.train.seed)
     folder = Path(cfg.output_dir)
