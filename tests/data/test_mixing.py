@@ -47,6 +47,8 @@ def test_weights_for_some_sources_alone_are_refused(write, loaded):
     a = write("a.jsonl", named("a", 3))
     with pytest.raises(DataError, match="each source of a mixture needs a weight"):
         loaded(ListConfig([{"path": a, "weight": 0.8}, a]))
+    with pytest.raises(DataError, match="data.pairs_rule: best is none of .*; did you mean best_rest"):
+        loaded(ListConfig([a, {"path": a, "pairs_rule": "best"}]))
     with pytest.raises(DataError, match="wieght is none of .*; did you mean weight"):
         loaded(ListConfig([{"path": a, "wieght": 0.8}]))
 

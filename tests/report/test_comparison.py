@@ -11,6 +11,7 @@ from preftune.report import comparison, comparison_report
 from preftune.report.comparison import KL, LOG_RATIO
 from preftune.report.comparison_report import as_json, as_text
 from preftune.report.record import ReportError
+from recipes.compare import main
 
 
 def evaluation(step, accuracy, kl):
@@ -157,9 +158,11 @@ def test_the_recipe_prints_json_and_writes_the_page_without_torch(far_and_near, 
     assert json.loads(done.stdout)["runs"][0]["name"] == "near" and (tmp_path / "page.html").exists()
 
 
-def test_the_recipe_refuses_an_unknown_format_and_a_folder_that_is_no_run(typed, far_and_near, tmp_path):
-    done = typed("recipes.compare", *map(str, far_and_near), "format=xml")
-    assert done.returncode == 2 and "format=json" in done.stderr
+@pytest.mark.parametrize(("last", "code", "told"), [("format=xml", 2, "format=json"), ("empty", 1, "no run directory")])
+def test_the_recipe_refuses_what_is_no_format_and_no_run(last, code, told, far_and_near, tmp_path, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
-    done = typed("recipes.compare", str(far_and_near[0]), str(tmp_path / "empty"))
-    assert done.returncode == 1 and f"{tmp_path / 'empty'}: no run directory" in done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["compare", *map(str, far_and_near), last])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == code and told in capsys.readouterr().err

@@ -23,10 +23,8 @@ from preftune.data.findings import RowFault
 
 OPENERS: dict[str, Callable] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, UnicodeError)
-START, COMMA = (
-    re.compile(r"\s*\[\s*"),
-    re.compile(r"\s*(?:,\s*|(?=\]))"),
-)  # between two items of a JSON list, or before its end
+START = re.compile(r"\s*\[\s*")
+COMMA = re.compile(r"\s*(?:,\s*|(?=\]))")  # between two items of a JSON list, or before its end
 
 
 @dataclass(frozen=True, slots=True)

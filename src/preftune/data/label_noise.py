@@ -50,14 +50,13 @@ def reading(
     model.eval()
     for start in range(0, len(order), BATCH):
         picks = order[start : start + BATCH]
-        ids = [torch.tensor(rows[place][0]) for place in picks]
-        answers = [torch.arange(len(tokens)) >= begin for tokens, begin in (rows[place] for place in picks)]
-        seen = [torch.ones_like(tokens) for tokens in ids]
-        batch = {"input_ids": pad_sequence(ids, True), "attention_mask": pad_sequence(seen, True)}
-        states = model.base_model(**{name: each.to(model.device) for name, each in batch.items()}).last_hidden_state
-        weights = pad_sequence(answers, True).to(states.device)[:, :, None]
-        sums = (states.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
-        means[picks] = sums.cpu().numpy()
+        seen = [torch.ones(len(rows[place][0]), dtype=torch.long) for place in picks]
+        answers = [torch.arange(len(ids)) >= begin for ids, begin in (rows[place] for place in picks)]
+        ids = pad_sequence([torch.tensor(rows[place][0]) for place in picks], True).to(model.device)
+        mask, answer = (pad_sequence(each, True).to(model.device) for each in (seen, answers))
+        states = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+        answer = answer.to(states.device)[:, :, None]
+        means[picks] = ((states.float() * answer).sum(1) / answer.sum(1).clamp(min=1)).cpu().numpy()
     features = means[0::2] - means[1::2]
     if width <= WIDTH:
         return features

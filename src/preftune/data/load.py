@@ -57,12 +57,12 @@ def load(data: DictConfig, view: str, tokenizer, max_length: int | None, seed: i
         good = sum(found.train["label"])
         found.kto_weights = views.kto_weights(good, len(found.train) - good)
         balance = f", {good:,} good and {len(found.train) - good:,} bad"
-    line = f"{found.shape}; {len(found.train):,} rows to train on ({view}{balance})"
-    line += f", {len(found.eval):,} held out" if found.eval is not None else ", none held out"
-    line += f"; {found.skipped:,} bad rows left out" if found.skipped else ""
-    warnings = [finding.code for finding in found.findings if finding.severity == WARNING]
-    line += f"; warnings: {', '.join(warnings)}" if warnings else ""
-    found.line = line + "".join(f"; {each.says}" for each in found.findings if each.code == "unread_columns")
+    held_out = f"{len(found.eval):,} held out" if found.eval else "none held out"
+    parts = [found.shape, f"{len(found.train):,} rows to train on ({view}{balance}), {held_out}"]
+    parts += [f"{found.skipped:,} bad rows left out"] if found.skipped else []
+    warnings = ", ".join(finding.code for finding in found.findings if finding.severity == WARNING)
+    parts += [f"warnings: {warnings}"] if warnings else []
+    found.line = "; ".join(parts + [each.says for each in found.findings if each.code == "unread_columns"])
     told = f"{found.fingerprint}\n{view} {len(found.train)} {seed}"
     found.fingerprint = xxhash.xxh3_128_hexdigest(told.encode())
     if data.streaming:
@@ -113,11 +113,8 @@ def examined(data: DictConfig, view: str | None, tokenizer, max_length: int | No
             with advice("token check"):
                 limit = data.token_rows
                 found.tokens = token_checks.check(found.train, kind, tokenizer, max_length, findings, limit)
-            limits = tokenizer, max_length
-            found.eval = found.eval and token_checks.answered(found.eval, kind, *limits, findings) or None
-            found.eval_pairs = (
-                found.eval_pairs and token_checks.answered(found.eval_pairs, PAIRS, *limits, Findings()) or None
-            )
+            found.eval = usable(found.eval, kind, tokenizer, max_length, findings)
+            found.eval_pairs = usable(found.eval_pairs, PAIRS, tokenizer, max_length, Findings())
             if not len(found.train):
                 findings.add("no_rows", [each.source.line() for each in tables])
         if data.sft_fraction and view == PAIRED:
@@ -171,6 +168,12 @@ def hold_out(tables: list[Table], fraction: float, seed: int) -> list[Table]:
 def combined(sets: list[Dataset]) -> Dataset | None:
     """Sets one after the other; None where they have no row."""
     return concatenate_datasets(sets) if sum(map(len, sets)) else None
+
+
+def usable(rows: Dataset | None, kind: str, tokenizer, max_length: int | None, findings: Findings) -> Dataset | None:
+    """The held-out rows that can be evaluated; None where there are none."""
+    rows = rows and token_checks.answered(rows, kind, tokenizer, max_length, findings)
+    return rows if rows else None
 
 
 def demonstrations(data: DictConfig, tokenizer, max_length: int | None, findings: Findings) -> Dataset:

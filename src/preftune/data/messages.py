@@ -24,9 +24,8 @@ def is_messages(value: object) -> bool:
     """Whether a value looks like a dialogue: a list of mappings with a role, or one such mapping."""
     if isinstance(value, dict):
         return bool({"role", "from"} & value.keys())
-    return (
-        isinstance(value, list) and bool(value) and all(isinstance(item, dict) and is_messages(item) for item in value)
-    )
+    listed = isinstance(value, list) and bool(value)
+    return listed and all(isinstance(item, dict) and is_messages(item) for item in value)
 
 
 def is_dialogue_text(value: object) -> bool:
