@@ -42,7 +42,7 @@ def test_runs_are_ranked_where_they_moved_equally_far(far_and_near):
         ("near", 1, 10, 0.8),
         ("far", 2, 5, 0.7),
     ]
-    assert found.entries[1].final.accuracy == 0.9
+    assert found.entries[1].points[-1].accuracy == 0.9
 
 
 def test_equals_share_a_rank_and_none_is_called_the_best(a_run):
@@ -83,14 +83,14 @@ def test_length_is_controlled_for_by_weighing_all_lengths_alike(a_run):
     short, even = comparison.compare([one, two]).entries
     assert (short.name, short.rank, short.rank_length_controlled) == ("short_only", 1, 2)
     assert (even.name, even.rank, even.rank_length_controlled) == ("all_lengths", 2, 1)
-    assert short.length_controlled == pytest.approx(0.7) and even.length_controlled == pytest.approx(0.78)
+    assert short.merit == (0.8, pytest.approx(0.7)) and even.merit == (0.78, pytest.approx(0.78))
 
 
 def test_the_interval_is_that_of_the_pairs_and_close_runs_are_called_close(far_and_near):
     found = comparison.compare(far_and_near)
     low, high = found.entries[0].interval
     assert (
-        found.entries[0].pairs == 120
+        found.entries[0].values["pairs"] == 120
         and low == pytest.approx(0.720, abs=0.002)
         and high == pytest.approx(0.862, abs=0.002)
     )

@@ -34,21 +34,18 @@ class Point(NamedTuple):
 
 @dataclass
 class Entry:
-    """One run: what it is, its evaluations in order of steps, and after `rank_all` the one that stands for it."""
+    """One run: its evaluations in order of steps, what else is known of it, and after `rank_all` how it ranks.
+
+    `at` is the evaluation that stands for it. `values` have the names that docs/report.md gives them.
+    """
 
     record: Record  # of a pipeline, its last stage
     name: str
-    healthy: bool | None  # None: it was not watched, or its held-out pairs do not say
     points: list[Point]
     at: Point
-    pairs: int | None
-    length_controlled: float | None
+    values: dict
     rank: int | None = None  # None: no held-out accuracy, or no movement
     rank_length_controlled: int | None = None
-
-    @property
-    def final(self) -> Point:
-        return self.points[-1]
 
     @property
     def known(self) -> list[Point]:
@@ -57,7 +54,12 @@ class Entry:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        return interval(self.at.accuracy, self.pairs)
+        return interval(self.at.accuracy, self.values["pairs"])
+
+    @property
+    def merit(self) -> tuple[float, float]:
+        """What it is ranked by: the accuracy, and among equals the length-controlled one."""
+        return self.at.accuracy, self.values["length_controlled_accuracy"] or 0.0
 
 
 @dataclass
@@ -68,6 +70,17 @@ class Comparison:
     measure: str
     common: float | None = None
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def distance(self) -> str:
+        """The name of the distance from the reference."""
+        return "KL" if self.measure == KL else "|log-ratio|"
+
+    @property
+    def headline(self) -> str:
+        if self.common is None:
+            return "Held-out accuracy, final values (not at matched KL)"
+        return f"Held-out accuracy at matched KL: {self.measure} near {self.common:.3g} nats"
 
 
 def compare(folders: list[Path]) -> Comparison:
@@ -97,34 +110,31 @@ def rank_all(found: Comparison) -> None:
     moved = []
     for each in found.entries:
         reach = max((point.kl for point in each.known), default=0.0)
-        if each.final.accuracy is not None and reach >= FLOOR[found.measure]:
+        if each.at.accuracy is not None and reach >= FLOOR[found.measure]:
             moved.append(each)
-        elif each.final.accuracy is not None:
+        elif each.at.accuracy is not None:
             found.notes.append(f"{each.name} did not move ({reach:.2g} nats per token), and is not ranked.")
     if moved:
         match(found, moved)
-    for each in moved:  # equals share a rank, and the length-controlled accuracy decides among equals
-        each.rank = 1 + sum(merit(other) > merit(each) for other in moved)
-        if each.length_controlled is not None:
-            better = [(other.length_controlled or 0) > each.length_controlled for other in moved]
-            each.rank_length_controlled = 1 + sum(better)
+    for each in moved:  # equals share a rank
+        each.rank = 1 + sum(other.merit > each.merit for other in moved)
+        if each.values["length_controlled_accuracy"] is not None:
+            each.rank_length_controlled = 1 + sum(other.merit[1] > each.merit[1] for other in moved)
     found.entries.sort(key=lambda each: (each.rank or math.inf, each.name))
-    best, *others = moved and found.entries[: len(moved)] or [None]
-    near = [each.name for each in others if best.interval and each.at.accuracy >= best.interval[0]]
+    best = found.entries[0]
+    near = [
+        each.name for each in found.entries[1 : len(moved)] if best.interval and each.at.accuracy >= best.interval[0]
+    ]
     if near:
-        told = f"{best.pairs} held-out pairs do not tell {best.name} apart from {', '.join(near)}"
+        told = f"{best.values['pairs']} held-out pairs do not tell {best.name} apart from {', '.join(near)}"
         found.notes.append(f"{told}: within its 95% interval.")
-
-
-def merit(entry: Entry) -> tuple[float, float]:
-    return entry.at.accuracy, entry.length_controlled or 0.0
 
 
 def match(found: Comparison, moved: list[Entry]) -> None:
     """Set `at` of each to its evaluation at the common distance, or leave all at their final ones."""
     floor, near = FLOOR[found.measure], NEAR[found.measure]
     seen = {point.kl for each in moved for point in each.known if point.kl >= floor}
-    ends = min((each.final.kl for each in moved if each.final.kl), default=floor)
+    ends = min((each.points[-1].kl for each in moved if each.points[-1].kl), default=floor)
     for common in sorted(seen, key=lambda kl: abs(math.log(kl / ends))):
         # of each run the point at the least ratio to the distance; of equals the later
         far = [min(reversed(each.known), key=lambda point: abs(math.log(point.kl / common))) for each in moved]
@@ -143,7 +153,7 @@ def match(found: Comparison, moved: list[Entry]) -> None:
 
 def other_accuracy(entry: Entry) -> str | None:
     """What an evaluation before the last counts as right, where it is not the implicit reward of pairs."""
-    if entry.at is entry.final:
+    if entry.at is entry.points[-1]:
         return None
     if (entry.record.config.get("loss") or {}).get("view") == "unpaired":
         return "the accuracy of all (good, bad) answers of a batch, not of pairs"
@@ -153,14 +163,28 @@ def other_accuracy(entry: Entry) -> str | None:
 
 def entry(run: Record, name: str, measure: str) -> Entry:
     stage = run.last_stage
-    look, points = stage.last_look, evaluations(stage, measure)
+    look, loss, samples = stage.last_look, stage.config.get("loss") or {}, stage.summary.get("samples") or []
     controlled = finite(look.get("length_controlled_accuracy"))
     if controlled is None:  # as if all buckets of length held as many pairs
         shares = [finite(bucket.get(accuracy_name(look))) for bucket in look.get("by_length") or []]
-        shares = [share for share in shares if share is not None]
-        controlled = sum(shares) / len(shares) if shares else None
-    healthy = {GOOD: True, BAD: False}.get(verdict(run).tone)
-    return Entry(stage, name, healthy, points, points[-1], pairs(look), controlled)
+        controlled = mean([share for share in shares if share is not None])
+    types = loss.get("loss_type") or "?"
+    values = {
+        "loss": stage.choice("loss") or "-".join(map(str, types if isinstance(types, list) else [types])),
+        "beta": finite(loss.get("beta")),
+        "learning_rate": finite((stage.config.get("train") or {}).get("learning_rate")),
+        "pairs": pairs(look),
+        "length_controlled_accuracy": controlled,
+        "answer_words_before": mean([len(str(each.get("before", "")).split()) for each in samples]),
+        "answer_words_after": mean([len(str(each.get("after", "")).split()) for each in samples]),
+        "healthy": {GOOD: True, BAD: False}.get(verdict(run).tone),
+    }
+    points = evaluations(stage, measure)
+    return Entry(stage, name, points, points[-1], values)
+
+
+def mean(numbers: list[float]) -> float | None:
+    return sum(numbers) / len(numbers) if numbers else None
 
 
 def evaluations(stage: Record, measure: str) -> list[Point]:

@@ -8,10 +8,10 @@ from rich.table import Table
 
 from preftune.evaluate.statistics import percent
 from preftune.report import comparison
-from preftune.report.comparison import KL, Comparison, Entry
+from preftune.report.comparison import Comparison, Entry
 from preftune.report.curves import CURVES, Curve, Plot
 from preftune.report.page import render, shown
-from preftune.report.record import finite, write_text
+from preftune.report.record import write_text
 
 TRAINED = {  # curves by step, of training
     "rewards/margins": "Margin, train",
@@ -32,45 +32,24 @@ def as_json(found: Comparison) -> str:
     value = {
         "matched_at": found.common,
         "measure": f"{found.measure}, nats per token, held-out",
-        "runs": [values(each) for each in found.entries],
+        "runs": [row(each) for each in found.entries],
         "notes": found.notes,
     }
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
 
 
-def values(entry: Entry) -> dict:
-    """What a program learns of a run; the page and the terminal show it too, as text."""
-    run, samples = entry.record, entry.record.summary.get("samples") or []
-    loss, loss_type = run.config.get("loss") or {}, (run.config.get("loss") or {}).get("loss_type") or "?"
+def row(entry: Entry) -> dict:
+    """What a program learns of a run (docs/report.md)."""
     low, high = entry.interval or (None, None)
-    words = [
-        sum(len(str(each.get(side, "")).split()) for each in samples) / len(samples) if samples else None
-        for side in ("before", "after")
-    ]
-    return {
-        "rank": entry.rank,
-        "rank_length_controlled": entry.rank_length_controlled,
-        "run": str(run.path),
-        "name": entry.name,
-        "loss": run.choice("loss") or "-".join(map(str, loss_type if isinstance(loss_type, list) else [loss_type])),
-        "beta": finite(loss.get("beta")),
-        "learning_rate": finite((run.config.get("train") or {}).get("learning_rate")),
-        **entry.at._asdict(),
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "pairs": entry.pairs,
-        "length_controlled_accuracy": entry.length_controlled,
-        "answer_words_before": words[0],
-        "answer_words_after": words[1],
-        "healthy": entry.healthy,
-        "final": entry.final._asdict(),
-    }
+    ranks = {"rank": entry.rank, "rank_length_controlled": entry.rank_length_controlled}
+    about = {"run": str(entry.record.path), "name": entry.name, **entry.values, **entry.at._asdict()}
+    return ranks | about | {"accuracy_low": low, "accuracy_high": high, "final": entry.points[-1]._asdict()}
 
 
 def cells(entry: Entry, found: Comparison) -> dict[str, str]:
     """A run's row as text, by the names of its columns."""
-    of, before, after = values(entry), "answer_words_before", "answer_words_after"
-    rank = f" (#{entry.rank_length_controlled})" if entry.rank_length_controlled else ""
+    of, controlled = row(entry), entry.rank_length_controlled
+    words = [of["answer_words_before"], of["answer_words_after"]]
     return {
         "": str(entry.rank or "–"),
         "run": entry.name,
@@ -78,18 +57,18 @@ def cells(entry: Entry, found: Comparison) -> dict[str, str]:
         "β": shown(of["beta"]),
         "lr": shown(of["learning_rate"]),
         "step": str(of["step"]),
-        "accuracy (95%)": percent(of["accuracy"], entry.pairs),
+        "accuracy (95%)": percent(of["accuracy"], of["pairs"]),
         "margin": shown(of["margin"]),
-        distance(found): shown(of["kl"]),
-        "length-contr.": percent(entry.length_controlled) + rank,
-        "words": "–" if of[before] is None else f"{of[before]:.0f} → {of[after]:.0f}",
+        found.distance: shown(of["kl"]),
+        "length-contr.": percent(of["length_controlled_accuracy"]) + (f" (#{controlled})" if controlled else ""),
+        "words": "–" if None in words else " → ".join(f"{count:.0f}" for count in words),
     }
 
 
 def as_text(found: Comparison) -> str:
     """The ranked table, how the runs were matched, and the notes."""
     console = Console(width=118, force_terminal=False)
-    table = Table(title=headline(found), title_justify="left")
+    table = Table(title=found.headline, title_justify="left")
     for place, name in enumerate(cells(found.entries[0], found)):
         table.add_column(name, justify="left" if place < 3 else "right")
     for each in found.entries:
@@ -101,17 +80,6 @@ def as_text(found: Comparison) -> str:
     return captured.get()
 
 
-def distance(found: Comparison) -> str:
-    """The name of the distance from the reference."""
-    return "KL" if found.measure == KL else "|log-ratio|"
-
-
-def headline(found: Comparison) -> str:
-    if found.common is None:
-        return "Held-out accuracy, final values (not at matched KL)"
-    return f"Held-out accuracy at matched KL: {found.measure} near {found.common:.3g} nats"
-
-
 def html(found: Comparison) -> str:
     """The page of a comparison."""
     best = [each for each in found.entries if each.rank == 1]
@@ -119,11 +87,9 @@ def html(found: Comparison) -> str:
     styles = {e.name: (CURVES[i % len(CURVES)], i >= len(CURVES)) for i, e in enumerate(found.entries)}
     return render(
         "comparison.html.jinja",
-        title=f"{names}: {percent(best[0].at.accuracy, best[0].pairs)}" if best else "No run can be ranked",
+        title=f"{names}: {percent(best[0].at.accuracy, best[0].values['pairs'])}" if best else "No run can be ranked",
         kicker=[f"comparison of {len(found.entries)} runs"],
         found=found,
-        headline=headline(found),
-        distance=distance(found),
         rows=[(entry, cells(entry, found)) for entry in found.entries],
         legend=[Curve(name, {}, *style) for name, style in styles.items()],
         plots=plots(found, styles),
@@ -132,7 +98,7 @@ def html(found: Comparison) -> str:
 
 def plots(found: Comparison, styles: dict[str, tuple]) -> list[Plot]:
     """Curves of all runs over each other, `styles` being the colour and the dashes of each."""
-    far, share = distance(found), (0.0, 1.0)
+    far, share = found.distance, (0.0, 1.0)
     drawn = [
         ("Held-out accuracy", "step", share, lambda run: path(run, "step", "accuracy")),
         (f"Held-out accuracy by {far}", f"{far}, nats per token", share, lambda run: path(run, "kl", "accuracy")),
