@@ -42,10 +42,8 @@ def has(row: dict, *columns: str) -> bool:
 def pair(row: dict, _: str) -> list[dict]:
     """A pair out of answers, or out of whole dialogues, whose prompt is what they share."""
     if has(row, "prompt") and not messages.opens_dialogue(row["chosen"]):
-        return [
-            {"prompt": messages.as_prompt(row["prompt"])}
-            | {side: messages.as_answer(row[side], side) for side in ANSWERS[PAIRS]}
-        ]
+        chosen, rejected = (messages.as_answer(row[side], side) for side in ANSWERS[PAIRS])
+        return [{"prompt": messages.as_prompt(row["prompt"]), "chosen": chosen, "rejected": rejected}]
     prompt, chosen, rejected = messages.split_pair(*(messages.as_dialogue(row[side], side) for side in ANSWERS[PAIRS]))
     if has(row, "prompt"):
         prompt = longer_prompt(messages.as_prompt(row["prompt"]), prompt, chosen)
@@ -73,7 +71,7 @@ def turns(dialogue: Messages) -> list[tuple[str, str]]:
 
 
 def answer(row: dict, _: str) -> list[dict]:
-    """A prompt and its answer, from columns of their own or from one dialogue, and their label where there is one."""
+    """A prompt and its answer, from columns of their own or from one dialogue."""
     if has(row, "prompt", "completion"):
         prompt, completion = messages.as_prompt(row["prompt"]), messages.as_answer(row["completion"], "completion")
     else:
@@ -100,11 +98,8 @@ def rated(row: dict, rule: str) -> list[dict]:
     prompt = messages.as_prompt(row["prompt"])
     ranked = sorted(zip(scores, answers, strict=True), key=lambda rating: -rating[0])
     pairs = [(a, b) for (high, a), (low, b) in PAIRS_RULES[rule](ranked) if high > low]
-    sides = [
-        {"chosen": messages.as_answer(a, "completions"), "rejected": messages.as_answer(b, "completions")}
-        for a, b in pairs
-    ]
-    return [{"prompt": prompt} | both for both in sides]
+    sides = [[messages.as_answer(each, "completions") for each in both] for both in pairs]
+    return [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for chosen, rejected in sides]
 
 
 def best_random(ranked: list[tuple]) -> list[tuple]:

@@ -98,9 +98,10 @@ def accepted(rows: Dataset, kind: str, tokenizer, findings: Findings) -> Dataset
 
 def dialogues_of(rows: Dataset, kind: str) -> Iterator[tuple[str, list[Messages]]]:
     """(origin, prompt + answer for each answer) of every row, read by batches."""
-    columns = ["origin", "prompt", *ANSWERS[kind]]
-    for batch in rows.select_columns(columns).iter(1000):
-        for origin, prompt, *answers in zip(*(batch[name] for name in columns), strict=True):
+    for batch in rows.iter(1000):
+        columns = [batch[name] for name in ("prompt", *ANSWERS[kind])]
+        origins = batch.get("origin", [""] * len(batch["prompt"]))
+        for origin, prompt, *answers in zip(origins, *columns, strict=True):
             yield origin, [prompt + answer for answer in answers]
 
 

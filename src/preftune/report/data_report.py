@@ -65,28 +65,8 @@ def as_text(seen: Data) -> str:
 
 def html(seen: Data) -> str:
     """The page of an inspection."""
-    told = as_dict(seen)
-    return render(
-        "data.html.jinja",
-        title=seen.path,
-        kicker=["data inspection"],
-        seen=seen,
-        told=told,
-        cards=cards(told),
-        baselines=baselines(seen),
-        lengths=lengths(seen),
-    )
-
-
-def cards(told: dict) -> dict[str, str]:
-    """The main numbers, large."""
-    names = {"read": "rows read", "train": "to train on", "eval": "held out", "skipped": "bad rows"}
-    facts = {name: f"{told['rows'][key]:,}" for key, name in names.items() if told["rows"][key] or key != "skipped"}
-    for kind, figures in told["sets"].items():
-        labels = figures["labels"]
-        counts = f", {labels['good']:,} good and {labels['bad']:,} bad" if labels else ""
-        facts[f"prompts of {kind}"] = f"{figures['prompts']:,}{counts}"
-    return facts
+    values = {"seen": seen, "told": as_dict(seen), "baselines": baselines(seen), "lengths": lengths(seen)}
+    return render("data.html.jinja", title=seen.path, kicker=["data inspection"], **values)
 
 
 def baselines(seen: Data) -> list[tuple[str, float, float]]:
