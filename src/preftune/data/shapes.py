@@ -42,8 +42,8 @@ def has(row: dict, *columns: str) -> bool:
 def pair(row: dict, _: str) -> list[dict]:
     """A pair out of answers, or out of whole dialogues, whose prompt is what they share."""
     if has(row, "prompt") and not messages.opens_dialogue(row["chosen"]):
-        chosen, rejected = (messages.as_answer(row[side], side) for side in ANSWERS[PAIRS])
-        return [{"prompt": messages.as_prompt(row["prompt"]), "chosen": chosen, "rejected": rejected}]
+        prompt = messages.as_prompt(row["prompt"])
+        return [{"prompt": prompt} | {side: messages.as_answer(row[side], side) for side in ANSWERS[PAIRS]}]
     prompt, chosen, rejected = messages.split_pair(*(messages.as_dialogue(row[side], side) for side in ANSWERS[PAIRS]))
     if has(row, "prompt"):
         prompt = longer_prompt(messages.as_prompt(row["prompt"]), prompt, chosen)
