@@ -7,10 +7,9 @@ from hypothesis import strategies as st
 
 from preftune.data.findings import Findings
 from preftune.data.messages import split_pair
-from preftune.data.mixing import shares, spread
 from preftune.data.shapes import LABELLED, PAIRS
 from preftune.data.table import FEATURES
-from preftune.data.views import kto_weights, pair_up, stratified, unpair
+from preftune.data.views import kto_weights, pair_up, shares, spread, stratified, unpair
 
 ROW_SETS = st.lists(
     st.tuples(st.integers(0, 9), st.text("ab", max_size=3), st.text("cd", max_size=3)), min_size=1, max_size=40
@@ -57,7 +56,7 @@ def test_pairing_up_uses_each_answer_once_and_counts_what_is_left(drawn):
     pairs = pair_up(Dataset.from_list(rows, FEATURES[LABELLED]), findings)
     used = [row[side][0]["content"] for row in pairs for side in ("chosen", "rejected")]
     assert len(set(used)) == len(used)
-    assert len(used) + findings.counts.get("unmatched_labels", 0) == len(rows)
+    assert len(used) + sum(each.count for each in findings.all()) == len(rows)
     by_answer = {row["completion"][0]["content"]: row for row in rows}
     for row in pairs:
         good, bad = (by_answer[row[side][0]["content"]] for side in ("chosen", "rejected"))

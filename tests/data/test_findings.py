@@ -7,8 +7,8 @@ import pytest
 from base_section import pair
 
 from preftune.data.findings import DataError
-from preftune.data.inspect import inspect
 from preftune.data.kinds import KINDS
+from preftune.data.load import inspect
 
 LONG = "word " * 60
 
@@ -164,13 +164,14 @@ def test_rows_that_the_template_refuses_are_left_out_on_demand(loaded, byte_toke
 
 def test_the_row_that_is_shown_marks_what_is_scored_and_what_is_cut(inspected):
     seen = inspected([pair("Why?", "Because.", "No.")], max_length=60)
-    text = {column: "".join(token.text for token in tokens) for column, tokens in seen.example.items()}
+    example = seen.tokens.example
+    text = {column: "".join(token.text for token in tokens) for column, tokens in example.items()}
     assert text["prompt"].endswith("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n")
     assert text["chosen"] == "Because.<|im_end|>\n"
-    assert not any(token.scored for token in seen.example["prompt"])
-    assert all(token.scored != token.cut for token in seen.example["chosen"])
-    room = 60 - len(seen.example["prompt"])
-    assert sum(token.scored for token in seen.example["chosen"]) == min(room, len(seen.example["chosen"]))
+    assert {token.state for token in example["prompt"]} == {"read"}
+    scored = min(60 - len(example["prompt"]), len(example["chosen"]))
+    left = len(example["chosen"]) - scored
+    assert [token.state for token in example["chosen"]] == ["scored"] * scored + ["cut"] * left
 
 
 def test_token_counts_and_masks_are_those_of_trl(loaded, byte_tokenizer, tmp_path):

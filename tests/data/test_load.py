@@ -67,9 +67,7 @@ def test_max_rows_bounds_what_is_read(loaded):
     ("changes", "told"),
     [
         ({"pairs_rule": "best_wurst"}, "best_wurst is none of .*; did you mean best_worst"),
-        ({"on_bad_rows": "ignore"}, "ignore is none of fail, skip"),
         ({"columns": {"promt": "question"}}, "promt is none of .*; did you mean prompt"),
-        ({"eval_fraction": 1.5}, "at least 0 and below 1"),
         ({"eval_split": "test"}, "is no hub data set and has no splits"),
         ({"columns": {"prompt": "question"}}, "data.columns names question; there are prompt, chosen"),
     ],

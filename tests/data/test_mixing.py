@@ -47,6 +47,8 @@ def test_weights_for_some_sources_alone_are_refused(write, loaded):
     a = write("a.jsonl", named("a", 3))
     with pytest.raises(DataError, match="each source of a mixture needs a weight"):
         loaded(ListConfig([{"path": a, "weight": 0.8}, a]))
+    with pytest.raises(DataError, match="data.pairs_rule: best is none of .*; did you mean best_rest"):
+        loaded(ListConfig([a, {"path": a, "pairs_rule": "best"}]))
     with pytest.raises(DataError, match="wieght is none of .*; did you mean weight"):
         loaded(ListConfig([{"path": a, "wieght": 0.8}]))
 
@@ -64,13 +66,6 @@ def test_demonstrations_make_the_stated_fraction_and_stand_spread_among_the_pair
     assert all(row["chosen"] == row["rejected"] for row in shown)
     assert all(sum(name.startswith("sft:") for name in data.train["id"][i : i + 5]) <= 2 for i in range(95))
     assert "identical_pair" not in [finding.code for finding in data.findings]
-
-
-def test_demonstrations_are_not_mixed_into_labelled_answers_nor_without_a_source(write, loaded):
-    with pytest.raises(DataError, match="needs demonstrations to mix in"):
-        loaded(named("a", 4), sft_fraction=0.2)
-    with pytest.raises(DataError, match="has no SFT term"):
-        loaded(named("a", 4), view="unpaired", sft_fraction=0.2, sft_path=write("sft.jsonl", SHOWN))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from preftune.data.formats import csv_file, json_file, jsonl
 from preftune.data.messages import from_dialogue_text, is_dialogue_text
 
-MANY = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+MANY = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00\r"), max_size=20)
 PIECES = st.lists(st.sampled_from(["Human:", "Assistant:", "\n", "\n\n", " ", "a", "b: c", "Human", ":"]), max_size=12)
 

@@ -4,6 +4,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from base_section import pair
 
 from preftune.data.findings import DataError
 
@@ -160,11 +161,17 @@ def test_globs_folders_and_lists_read_every_file_in_order(write, loaded, tmp_pat
     assert loaded(ListConfig(paths)).train["id"][:] == ["b", "a", "c"]
 
 
-def test_a_json_list_is_read_in_chunks_of_any_size(write, loaded, monkeypatch):
-    monkeypatch.setattr("preftune.data.formats.CHUNK", 7)
+def test_json_is_read_as_a_list_as_an_object_that_holds_one_and_as_lines(write, loaded):
     rows = [{"prompt": f"Wh{'y' * i}? ü", "chosen": GOOD, "rejected": BAD} for i in range(4)]
-    data = loaded(write("rows.json", json.dumps(rows, ensure_ascii=False, indent=2)))
-    assert [row["prompt"][0]["content"] for row in data.train] == [row["prompt"] for row in rows]
+    listed, lines = json.dumps(rows, ensure_ascii=False, indent=2), "\n".join(map(json.dumps, rows))
+    for text in (listed, "\ufeff" + listed, f'{{"data": {listed}}}', lines):
+        data = loaded(write("rows.json", text))
+        assert [row["prompt"][0]["content"] for row in data.train] == [row["prompt"] for row in rows]
+
+
+def test_rows_behind_fifty_that_no_shape_fits_are_read(loaded):
+    pairs = [pair(f"Why {i}?") for i in range(3)]
+    assert len(loaded([{"x": 1}] * 60 + pairs, on_bad_rows="skip").train) == 3
 
 
 def test_a_hub_data_set_that_is_not_to_be_had_is_told_with_a_remedy(loaded):

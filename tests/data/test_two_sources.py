@@ -32,6 +32,13 @@ def test_a_system_message_and_history_of_the_prompt_column_are_kept():
     assert converted(prompt)[0]["prompt"] == prompt
 
 
+def test_a_system_column_goes_before_the_history_of_the_prompt_column(loaded):
+    history = [message("user", "Hi"), message("assistant", "Ho"), message("user", "Where?")]
+    sides = {side: [history[-1], message("assistant", f"{side}.")] for side in ("chosen", "rejected")}
+    train = loaded([{"system": "Be brief.", "prompt": history} | sides]).train
+    assert train[0]["prompt"] == [message("system", "Be brief."), *history]
+
+
 def test_a_turn_of_the_prompt_column_that_would_be_lost_is_an_error():
     with pytest.raises(RowFault, match="Be brief"):
         converted([message("system", "Be brief."), message("user", "Where?"), message("assistant", "Here.")])

@@ -11,6 +11,7 @@ from preftune.report import comparison, comparison_report
 from preftune.report.comparison import KL, LOG_RATIO
 from preftune.report.comparison_report import as_json, as_text
 from preftune.report.record import ReportError
+from recipes.compare import main
 
 
 def evaluation(step, accuracy, kl):
@@ -41,7 +42,7 @@ def test_runs_are_ranked_where_they_moved_equally_far(far_and_near):
         ("near", 1, 10, 0.8),
         ("far", 2, 5, 0.7),
     ]
-    assert found.entries[1].final.accuracy == 0.9
+    assert found.entries[1].points[-1].accuracy == 0.9
 
 
 def test_equals_share_a_rank_and_none_is_called_the_best(a_run):
@@ -66,7 +67,7 @@ def test_a_loss_without_a_reference_is_matched_by_its_log_probs(a_run, far_and_n
     found = comparison.compare([*far_and_near, a_run("orpo", rows, 0.95)])
     assert found.measure == LOG_RATIO
     assert {each.name: each.at.step for each in found.entries} == {"far": 5, "near": 10, "orpo": 5}
-    assert next(e for e in found.entries if e.name == "orpo").at.distance == pytest.approx(0.02**0.5)
+    assert next(e for e in found.entries if e.name == "orpo").at.kl == pytest.approx(0.02**0.5)
     assert any("orpo, before its end: the accuracy by log-prob" in note for note in found.notes)
 
 
@@ -82,14 +83,14 @@ def test_length_is_controlled_for_by_weighing_all_lengths_alike(a_run):
     short, even = comparison.compare([one, two]).entries
     assert (short.name, short.rank, short.rank_length_controlled) == ("short_only", 1, 2)
     assert (even.name, even.rank, even.rank_length_controlled) == ("all_lengths", 2, 1)
-    assert short.length_controlled == pytest.approx(0.7) and even.length_controlled == pytest.approx(0.78)
+    assert short.merit == (0.8, pytest.approx(0.7)) and even.merit == (0.78, pytest.approx(0.78))
 
 
 def test_the_interval_is_that_of_the_pairs_and_close_runs_are_called_close(far_and_near):
     found = comparison.compare(far_and_near)
     low, high = found.entries[0].interval
     assert (
-        found.entries[0].pairs == 120
+        found.entries[0].values["pairs"] == 120
         and low == pytest.approx(0.720, abs=0.002)
         and high == pytest.approx(0.862, abs=0.002)
     )
@@ -157,9 +158,11 @@ def test_the_recipe_prints_json_and_writes_the_page_without_torch(far_and_near, 
     assert json.loads(done.stdout)["runs"][0]["name"] == "near" and (tmp_path / "page.html").exists()
 
 
-def test_the_recipe_refuses_an_unknown_format_and_a_folder_that_is_no_run(typed, far_and_near, tmp_path):
-    done = typed("recipes.compare", *map(str, far_and_near), "format=xml")
-    assert done.returncode == 2 and "format=json" in done.stderr
+@pytest.mark.parametrize(("last", "code", "told"), [("format=xml", 2, "format=json"), ("empty", 1, "no run directory")])
+def test_the_recipe_refuses_what_is_no_format_and_no_run(last, code, told, far_and_near, tmp_path, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
-    done = typed("recipes.compare", str(far_and_near[0]), str(tmp_path / "empty"))
-    assert done.returncode == 1 and f"{tmp_path / 'empty'}: no run directory" in done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["compare", *map(str, far_and_near), last])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == code and told in capsys.readouterr().err

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from wandb_runs import read_offline
 from wandb_server import ENTITY, KEY, serving
 
@@ -27,8 +28,20 @@ LOGGED_BY = {
 
 @pytest.fixture(scope="module")
 def runs_of(tmp_path_factory, pairs_file, small):
-    """The records of the offline W&B runs, by loss, of one multirun over LOSSES with two steps each."""
-    folder = tmp_path_factory.mktemp("multirun")
+    """The records of the offline W&B runs, by loss, of one multirun over LOSSES with two steps each.
+
+    Workers of one test session share it: it takes half a minute.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "multirun"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            multirun(folder, pairs_file, small)
+    return folder, [read_offline(path) for path in sorted(folder.glob("runs/*/wandb/offline-run-*"))]
+
+
+def multirun(folder, pairs_file, small):
+    folder.mkdir()
     settings = [*small, "tracking=wandb", "gate.on_fail=warn", "data=file", f"data.path={pairs_file}"]
     settings += ["data.eval_fraction=0.5", "output_dir=runs"]
     done = subprocess.run(
@@ -41,7 +54,6 @@ def runs_of(tmp_path_factory, pairs_file, small):
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
-    return folder, [read_offline(path) for path in sorted(folder.glob("runs/*/wandb/offline-run-*"))]
 
 
 def logged(records):

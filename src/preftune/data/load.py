@@ -1,4 +1,4 @@
-"""load(): a `data` config in, checked rows out, in the form that the trainer takes."""
+"""load(): a `data` config in, checked rows out, in the form that the trainer takes; inspect() says all about them."""
 
 from dataclasses import dataclass, field, replace
 
@@ -6,218 +6,195 @@ import numpy as np
 import xxhash
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from omegaconf import DictConfig
+from transformers import PreTrainedTokenizerBase
 
 from preftune.config.errors import advice
-from preftune.data import set_checks, settings, token_checks, views
-from preftune.data.findings import DataError, Finding, Findings, stop_on_errors
+from preftune.data import bias, set_checks, token_checks, views
+from preftune.data.findings import DataError, Finding, Findings
 from preftune.data.kinds import WARNING
-from preftune.data.mixing import mixture, with_demonstrations
-from preftune.data.set_checks import SetFigures, leakage
-from preftune.data.settings import Settings
 from preftune.data.shapes import DEMONSTRATIONS, PAIRS
-from preftune.data.streams import peek, stream
-from preftune.data.table import Skipped, Table, table
-from preftune.data.token_checks import TokenFigures, answered, refused
-from preftune.data.views import KINDS, PAIRED, SHOWN, UNPAIRED, keys, ordered
+from preftune.data.sources import eval_sources, sources
+from preftune.data.streams import BLOCK, stream
+from preftune.data.table import Table, table
+from preftune.data.views import KINDS, PAIRED, SHOWN, UNPAIRED, keys, mixture, ordered, with_demonstrations
 
 
-@dataclass(frozen=True)
+@dataclass
 class Data:
     """The rows of one run, and what was found in them.
 
     `train` and `eval` are in the view's form (see views.py); `eval_pairs` are held-out pairs for evaluation, whatever
-    the view; `eval` and `eval_pairs` are None where there are none. `line` is the one line that the run prints.
+    the view. They are None where there are none. `line` is the one line that the run prints, `kinds` are the rows to
+    train on as they were read, by kind, with their origins; `sets` and `words` are figures by kind.
     """
 
-    train: Dataset | IterableDataset
-    eval: Dataset | None
-    eval_pairs: Dataset | None
-    shape: str
-    line: str
-    findings: list[Finding] = field(repr=False)
-    fingerprint: str
-    skipped: int = 0
+    train: Dataset | IterableDataset | None = None
+    eval: Dataset | None = None
+    eval_pairs: Dataset | None = None
+    path: str = ""
+    shape: str = ""
+    line: str = ""
+    findings: list[Finding] = field(default_factory=list, repr=False)
+    fingerprint: str = ""
     kto_weights: dict[str, float] | None = None
+    read: int = 0
+    skipped: int = 0
+    kinds: dict[str, Dataset] = field(default_factory=dict, repr=False)
+    sets: dict[str, set_checks.SetFigures] = field(default_factory=dict, repr=False)
+    words: dict[str, bias.WordFigures] = field(default_factory=dict, repr=False)
+    tokens: token_checks.TokenFigures | None = field(default=None, repr=False)
 
 
-@dataclass
-class Parts:
-    """The sources of one run as they were read: the tables, and for each its rows for training and those held out."""
-
-    tables: list[Table]
-    train: list[Dataset]
-    held_out: list[tuple[str, Dataset]]  # (kind, rows)
-    fingerprint: str
-
-    def by_kind(self) -> dict[str, Dataset]:
-        """The training rows of all sources of a kind, one after the other."""
-        kinds: dict[str, list[Dataset]] = {}
-        for read, rows in zip(self.tables, self.train, strict=True):
-            if len(rows):
-                kinds.setdefault(read.kind, []).append(rows)
-        return {kind: concatenate_datasets(sets) for kind, sets in kinds.items()}
-
-    def shapes(self) -> str:
-        return "; ".join(dict.fromkeys(each.line() for each in self.tables))
-
-
-@dataclass
-class Examined:
-    """What was read and what was found: `train` and `held_out` in the view's form, with their origins."""
-
-    parts: Parts
-    findings: Findings
-    skipped: Skipped
-    train: Dataset | None = None
-    held_out: Dataset | None = None
-    pairs: Dataset | None = None  # the held-out pairs, whatever the view
-    sets: dict[str, SetFigures] = field(default_factory=dict)
-    tokens: TokenFigures | None = None
-
-
-def load(data: DictConfig, view: str, tokenizer, max_length: int | None, seed: int) -> Data:
+def load(data: DictConfig, view: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None, seed: int) -> Data:
     """The rows that `data` describes, as `view` (paired, unpaired or demonstrations), checked before a model is loaded.
 
     `tokenizer` None leaves the checks on tokens out. Raises DataError, with every error, its rows and remedy; with
     data.on_bad_rows=skip rows that are wrong are written to data.skipped_file and left out instead.
     """
-    want = settings.read(data, view)
-    found = examine(want, view, tokenizer, max_length, seed)
-    told = found.findings.all(want.skipping)
-    stop_on_errors(told)
-    loaded = summed_up(found, view, told, seed)
-    return replace(loaded, train=stream(want, view, seed)) if want.streaming else loaded
-
-
-def examine(want: Settings, view: str | None, tokenizer, max_length: int | None, seed: int) -> Examined:
-    """Read, check and shape the data; `view` None takes the form nearest to the data's own."""
-    findings, skipped = Findings(), Skipped(want.skipped_file)
-    parts = gather(want, findings, skipped, seed)
-    found = Examined(parts, findings, skipped)
-    kinds = parts.by_kind()
-    if len(kinds) == 0 or "no_rows" in findings.counts:
-        return found
-    view = view or next(name for name, kind in KINDS.items() if kind in kinds)
-    for kind, rows in kinds.items():
-        with advice("data check"):
-            found.sets[kind] = set_checks.check(rows, kind, findings)
-    found.train, found.held_out = shaped(parts, want, view, findings, seed)
-    pairs = [rows for kind, rows in parts.held_out if kind == PAIRS]
-    found.pairs = concatenate_datasets(pairs) if pairs else None
-    if found.held_out is not None:
-        with advice("leakage check"):
-            leakage(found.train, found.held_out, findings)
-    if tokenizer is not None:
-        found.train = accepted(found.train, view, tokenizer, findings)
-        rows = want.token_rows
-        with advice("token check"):
-            found.tokens = token_checks.check(found.train, KINDS[view], tokenizer, max_length, findings, rows)
-        found.held_out = usable(found.held_out, view, tokenizer, max_length, findings)
-        found.pairs = usable(found.pairs, PAIRED, tokenizer, max_length, Findings())
-        if not len(found.train):
-            findings.add("no_rows", [source.line() for source in want.sources])
-    if want.sft_fraction and view == PAIRED:
-        shown = demonstrations(want, tokenizer, max_length, findings, skipped)
-        found.train = with_demonstrations(found.train, shown, want.sft_fraction, seed)
+    found, findings = examined(data, view, tokenizer, max_length, seed)
+    findings.stop_on_errors()
+    balance = ""
+    if view == UNPAIRED:
+        good = sum(found.train["label"])
+        found.kto_weights = views.kto_weights(good, len(found.train) - good)
+        balance = f", {good:,} good and {len(found.train) - good:,} bad"
+    held_out = f"{len(found.eval):,} held out" if found.eval else "none held out"
+    parts = [found.shape, f"{len(found.train):,} rows to train on ({view}{balance}), {held_out}"]
+    parts += [f"{found.skipped:,} bad rows left out"] if found.skipped else []
+    warnings = ", ".join(finding.code for finding in found.findings if finding.severity == WARNING)
+    parts += [f"warnings: {warnings}"] if warnings else []
+    found.line = "; ".join(parts + [each.says for each in found.findings if each.code == "unread_columns"])
+    told = f"{found.fingerprint}\n{view} {len(found.train)} {seed}"
+    found.fingerprint = xxhash.xxh3_128_hexdigest(told.encode())
+    if data.streaming:
+        found.train = stream(sources(data), view, seed, findings.skipped_file)
+    for name in ("train", "eval", "eval_pairs"):
+        if (rows := getattr(found, name)) is not None and not isinstance(rows, IterableDataset):
+            setattr(found, name, rows.remove_columns("origin"))
     return found
 
 
-def gather(want: Settings, findings: Findings, skipped: Skipped, seed: int) -> Parts:
-    """Read every source once, and hold rows out: those of the eval split, else of a fraction of the prompts.
+def inspect(
+    data: DictConfig, view: str | None, tokenizer: PreTrainedTokenizerBase, max_length: int | None, seed: int
+) -> Data:
+    """Look at the data that a `data` section describes, as `view` or in the form nearest to its own.
 
-    Of streams the first rows are read, to be checked, and nothing is held out of them.
+    What is wrong with the data is in the findings; DataError is raised only for a section that means nothing, or names
+    data that is not there.
     """
-    if want.streaming:
-        tables = [peek(source, findings, want.token_rows) for source in want.sources]
-    else:
-        tables = [table(source, findings, skipped) for source in want.sources]
-    for source, read in zip(want.sources, tables, strict=True):
-        if not len(read.rows):
-            findings.add("no_rows", source.line())
-    train, held_out = [each.rows for each in tables], []
-    apart = [table(source, findings, skipped) for source in want.eval_sources]
-    fingerprint = "\n".join(each.fingerprint for each in [*tables, *apart])
-    if apart:
-        held_out = [(each.kind, each.rows) for each in apart if len(each.rows)]
-    elif want.eval_fraction and not want.streaming:
-        cut = held_out_prompts([each.rows for each in tables], want.eval_fraction, seed)
-        fingerprint += f"\n{want.eval_fraction}"
-        train = []
-        for each in tables:
-            mask = np.isin(keys(each.rows), cut)
-            train.append(each.rows.select(np.flatnonzero(~mask)))
-            if mask.any():
-                held_out.append((each.kind, each.rows.select(np.flatnonzero(mask))))
-    return Parts(tables, train, held_out, fingerprint)
+    found, findings = examined(data, view, tokenizer, max_length, seed)
+    if "no_rows" not in findings.found:
+        judged = {kind: rows for kind, rows in found.kinds.items() if kind != DEMONSTRATIONS}
+        words = {kind: bias.check(rows, kind, findings) for kind, rows in judged.items()}
+        found.words = {kind: figures for kind, figures in words.items() if figures}
+    found.findings = findings.all()
+    return found
 
 
-def held_out_prompts(sets: list[Dataset], fraction: float, seed: int) -> np.ndarray:
-    """The keys of a fraction of the prompts, drawn by seed and prompt alone: the order of rows does not matter."""
-    prompts = np.unique(np.concatenate([keys(rows) for rows in sets]))
-    drawn = np.array([xxhash.xxh3_64_intdigest(key.tobytes(), seed=seed) for key in prompts], dtype=np.uint64)
-    return prompts[np.argsort(drawn)[: round(fraction * len(prompts))]]
+def examined(
+    data: DictConfig, view: str | None, tokenizer: PreTrainedTokenizerBase, max_length: int | None, seed: int
+) -> tuple[Data, Findings]:
+    """Read, check and shape the data; `view` None takes the form nearest to the data's own."""
+    skipping = data.on_bad_rows == "skip"  # only then is the file looked up: it may lie in no run
+    findings = Findings(skipping, data.skipped_file if skipping else None)
+    found, tables, apart = gathered(data, findings, seed)
+    if found.kinds and "no_rows" not in findings.found:
+        view = view or next(name for name, kind in KINDS.items() if kind in found.kinds)
+        kind = KINDS[view]
+        for each, rows in found.kinds.items():
+            with advice("data check"):
+                found.sets[each] = set_checks.check(rows, each, findings)
+        weights = [each.source.weight for each in tables]
+        train = mixture([views.view(each.rows, each.kind, view, findings) for each in tables], weights, seed)
+        found.train = ordered(train, view, seed)
+        held_out = combined([views.view(each.rows, each.kind, view, Findings()) for each in apart])
+        found.eval = held_out and ordered(held_out, view, seed)
+        found.eval_pairs = combined([each.rows for each in apart if each.kind == PAIRS])
+        if found.eval is not None:
+            with advice("leakage check"):
+                set_checks.leakage(found.train, found.eval, findings)
+        if tokenizer is not None:
+            found.train = token_checks.accepted(found.train, kind, tokenizer, findings)
+            with advice("token check"):
+                limit = data.token_rows
+                found.tokens = token_checks.check(found.train, kind, tokenizer, max_length, findings, limit)
+            found.eval = usable(found.eval, kind, tokenizer, max_length, findings)
+            found.eval_pairs = usable(found.eval_pairs, PAIRS, tokenizer, max_length, Findings())
+            if not len(found.train):
+                findings.add("no_rows", [each.source.line() for each in tables])
+        if data.sft_fraction and view == PAIRED:
+            shown = demonstrations(data, tokenizer, max_length, findings)
+            found.train = with_demonstrations(found.train, shown, data.sft_fraction, seed)
+    found.findings, found.skipped = findings.all(), findings.skipped
+    return found, findings
 
 
-def shaped(parts: Parts, want: Settings, view: str, findings: Findings, seed: int) -> tuple[Dataset, Dataset | None]:
-    """(train, held out) in the form of the view, sources mixed, in an order fit for training."""
-    weights = [source.weight for source in want.sources]
-    sets = [views.view(rows, read.kind, view, findings) for read, rows in zip(parts.tables, parts.train, strict=True)]
-    train = ordered(mixture(sets, weights, seed), view, seed)
-    if not parts.held_out:
-        return train, None
-    held_out = concatenate_datasets([views.view(rows, kind, view, Findings()) for kind, rows in parts.held_out])
-    return train, ordered(held_out, view, seed) if len(held_out) else None
+def gathered(data: DictConfig, findings: Findings, seed: int) -> tuple[Data, list[Table], list[Table]]:
+    """(what is known so far, rows to train on, held-out rows): every source read once, in the order of the config.
 
-
-def accepted(rows: Dataset, view: str, tokenizer, findings: Findings) -> Dataset:
-    """The rows that the chat template takes; the others go into `findings`."""
-    bad = refused(rows, KINDS[view], tokenizer, findings)
-    return rows.select(np.setdiff1d(np.arange(len(rows)), bad)) if bad else rows
-
-
-def usable(rows: Dataset | None, view: str, tokenizer, max_length: int | None, findings: Findings) -> Dataset | None:
-    """The held-out rows that the chat template takes and that have an answer left; None where there are none."""
-    if rows is not None:
-        rows = accepted(rows, view, tokenizer, Findings())
-        rows = answered(rows, KINDS[view], tokenizer, max_length, findings)
-    return rows if rows is not None and len(rows) else None
-
-
-def demonstrations(want: Settings, tokenizer, max_length: int | None, findings: Findings, skipped: Skipped) -> Dataset:
-    """The demonstrations of data.sft_path, which go through the same checks. Raises DataError where there are none."""
-    tables = [table(source, findings, skipped) for source in want.sft_sources]
-    shown = concatenate_datasets([views.view(each.rows, each.kind, SHOWN, findings) for each in tables])
-    if not len(shown):
-        stop_on_errors(findings.all(want.skipping))
-        raise DataError(f"data.sft_path={want.sft_sources[0].line()}: no usable demonstrations")
-    if tokenizer is not None:
-        shown = accepted(shown, SHOWN, tokenizer, findings)
-        token_checks.check(shown, DEMONSTRATIONS, tokenizer, max_length, findings, want.token_rows)
-    return shown
-
-
-def summed_up(found: Examined, view: str, told: list[Finding], seed: int) -> Data:
-    """The Data of a run, with the one line that names its shape, its rows and what was found."""
-    train, held_out, skipped = found.train, found.held_out, found.skipped.count
-    weights, balance = None, ""
-    if view == UNPAIRED:
-        good = sum(train["label"])
-        weights = views.kto_weights(good, len(train) - good)
-        balance = f", {good:,} good and {len(train) - good:,} bad"
-    line = f"{found.parts.shapes()}; {len(train):,} rows to train on ({view}{balance})"
-    line += f", {len(held_out):,} held out" if held_out is not None else ", none held out"
-    line += f"; {skipped:,} bad rows left out" if skipped else ""
-    warnings = [finding.code for finding in told if finding.severity == WARNING]
-    line += f"; warnings: {', '.join(warnings)}" if warnings else ""
-    line += "".join(f"; {finding.says}" for finding in told if finding.code == "unread_columns")
-    return Data(
-        train=train.remove_columns("origin"),
-        eval=None if held_out is None else held_out.remove_columns("origin"),
-        eval_pairs=None if found.pairs is None else found.pairs.remove_columns("origin"),
-        shape=found.parts.shapes(),
-        line=line,
-        findings=told,
-        fingerprint=xxhash.xxh3_128_hexdigest(f"{found.parts.fingerprint}\n{view} {len(train)} {seed}".encode()),
-        skipped=skipped,
-        kto_weights=weights,
+    Held out are the rows of the eval split, else those of a fraction of the prompts. Of streams the first rows are
+    read, to be checked, and nothing is held out of them.
+    """
+    given = sources(data)
+    first = (data.token_rows or BLOCK) if data.streaming else None
+    tables = [table(each, findings, first) for each in given]
+    for each in tables:
+        if not len(each.rows):
+            findings.add("no_rows", [each.source.line()])
+    apart = [table(each, findings) for each in eval_sources(data)]
+    marks = [each.fingerprint for each in tables + apart]
+    if data.eval_fraction and not apart and not data.streaming:
+        marks.append(str(data.eval_fraction))
+        apart = hold_out(tables, data.eval_fraction, seed)
+    found = Data(
+        path=", ".join(each.line() for each in given),
+        shape="; ".join(dict.fromkeys(each.line() for each in tables)),
+        fingerprint="\n".join(marks),
+        read=sum(each.read for each in tables),
     )
+    for kind in dict.fromkeys(each.kind for each in tables if len(each.rows)):
+        found.kinds[kind] = combined([each.rows for each in tables if each.kind == kind])
+    return found, tables, [each for each in apart if len(each.rows)]
+
+
+def hold_out(tables: list[Table], fraction: float, seed: int) -> list[Table]:
+    """Take a fraction of the prompts out of all tables, drawn by seed and prompt alone: their order does not matter."""
+    prompts = np.unique(np.concatenate([keys(each.rows) for each in tables]))
+    drawn = np.array([xxhash.xxh3_64_intdigest(key.tobytes(), seed=seed) for key in prompts], dtype=np.uint64)
+    cut = prompts[np.argsort(drawn)[: round(fraction * len(prompts))]]
+    apart = []
+    for each in tables:
+        mask = np.isin(keys(each.rows), cut)
+        apart.append(replace(each, rows=each.rows.select(np.flatnonzero(mask))))
+        each.rows = each.rows.select(np.flatnonzero(~mask))
+    return apart
+
+
+def combined(sets: list[Dataset]) -> Dataset | None:
+    """Sets one after the other; None where they have no row."""
+    return concatenate_datasets(sets) if sum(map(len, sets)) else None
+
+
+def usable(
+    rows: Dataset | None, kind: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None, findings: Findings
+) -> Dataset | None:
+    """The held-out rows that can be evaluated; None where there are none."""
+    rows = rows and token_checks.answered(rows, kind, tokenizer, max_length, findings)
+    return rows if rows else None
+
+
+def demonstrations(
+    data: DictConfig, tokenizer: PreTrainedTokenizerBase, max_length: int | None, findings: Findings
+) -> Dataset:
+    """The demonstrations of data.sft_path, which go through the same checks. Raises DataError where there are none."""
+    if data.streaming:
+        raise DataError("data.sft_fraction mixes whole sets; write data.streaming=false")
+    tables = [table(each, findings) for each in sources(data, "sft_path")]
+    shown = combined([views.view(each.rows, each.kind, SHOWN, findings) for each in tables if len(each.rows)])
+    if shown is None:
+        findings.stop_on_errors()
+        raise DataError(f"data.sft_path={tables[0].source.line()}: no usable demonstrations")
+    if tokenizer is not None:
+        shown = token_checks.accepted(shown, DEMONSTRATIONS, tokenizer, findings)
+        token_checks.check(shown, DEMONSTRATIONS, tokenizer, max_length, findings, data.token_rows)
+    return shown

@@ -1,25 +1,18 @@
 """Dialogues in the forms that data sets write them in, as one form: lists of {role, content}."""
 
 import re
+from collections.abc import Callable
 
 from preftune.data.findings import RowFault
 from preftune.data.formats import json_type
 
-ROLES = {
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "chatgpt": "assistant",
-    "system": "system",
-    "developer": "system",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
+NAMES = {
+    "user": "user human prompter",
+    "assistant": "assistant gpt bot model chatgpt",
+    "system": "system developer",
+    "tool": "tool function observation",
 }
+ROLES = {name: role for role, names in NAMES.items() for name in names.split()}
 HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 HH_LINE = re.compile(r"(?:^|\n)(Human|Assistant):")  # where no empty line parts the turns
 HH_START = re.compile(r"\s*Human:")
@@ -31,9 +24,8 @@ def is_messages(value: object) -> bool:
     """Whether a value looks like a dialogue: a list of mappings with a role, or one such mapping."""
     if isinstance(value, dict):
         return bool({"role", "from"} & value.keys())
-    return (
-        isinstance(value, list) and bool(value) and all(isinstance(item, dict) and is_messages(item) for item in value)
-    )
+    listed = isinstance(value, list) and bool(value)
+    return listed and all(isinstance(item, dict) and is_messages(item) for item in value)
 
 
 def is_dialogue_text(value: object) -> bool:
@@ -41,34 +33,26 @@ def is_dialogue_text(value: object) -> bool:
     return isinstance(value, str) and HH_START.match(value) is not None
 
 
-def messages(value: object, column: str) -> Messages:
-    """A dialogue as {role, content} messages, whatever it calls its roles and fields.
-
-    Raises RowFault where a role is unknown or a content is no text.
-    """
-    return [
-        message(item, f"{column}[{place}]") for place, item in enumerate([value] if isinstance(value, dict) else value)
-    ]
+def opens_dialogue(value: object) -> bool:
+    """Whether a value is a dialogue from its start, and not an answer alone."""
+    if not is_messages(value):
+        return is_dialogue_text(value)
+    return message(value if isinstance(value, dict) else value[0], "chosen")["role"] != "assistant"
 
 
 def message(item: dict, where: str) -> dict[str, str]:
-    """One message as {role, content}."""
+    """One message as {role, content}. Raises RowFault where its role is unknown or its content is no text."""
     role = item.get("role", item.get("from"))
     if not isinstance(role, str) or role.lower() not in ROLES:
         raise RowFault("wrong_type", f"{where} has the role {role!r}; known are {', '.join(ROLES)}")
     content = item.get("content", item.get("value"))
-    if isinstance(content, list):
-        content = parts_text(content, where)
+    if isinstance(content, list):  # of parts
+        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+            raise RowFault("wrong_type", f"{where} holds more than text (images, audio), which is not supported")
+        content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise RowFault("wrong_type", f"{where} has {json_type(content)} as its content, a text is wanted")
     return {"role": ROLES[role.lower()], "content": content}
-
-
-def parts_text(parts: list, where: str) -> str:
-    """The text of a content that is a list of parts, which must all be texts."""
-    if all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
-        return "".join(part["text"] for part in parts)
-    raise RowFault("wrong_type", f"{where} holds more than text (images, audio), which is not supported")
 
 
 def from_dialogue_text(text: str, column: str) -> Messages:
@@ -81,48 +65,42 @@ def from_dialogue_text(text: str, column: str) -> Messages:
     start, *turns = (HH_TURN if parted else HH_LINE).split(text)
     if start.strip():
         raise RowFault("wrong_type", f"{column} does not begin with Human:")
-    roles, contents = turns[::2], turns[1::2]
-    return [{"role": ROLES[role.lower()], "content": said.strip()} for role, said in zip(roles, contents, strict=True)]
+    pairs = zip(turns[::2], turns[1::2], strict=True)
+    return [{"role": ROLES[role.lower()], "content": said.strip()} for role, said in pairs]
 
 
-def as_prompt(value: object, system: object = None, column: str = "prompt") -> Messages:
-    """A prompt column as messages, the system prompt of a column of its own put first.
-
-    Raises RowFault where it is neither a text nor a dialogue.
-    """
+def as_messages(value: object, column: str, of_text: Callable[[str, str], Messages]) -> Messages:
+    """A column as messages: of a list of messages, or of a text by `of_text(text, column)`. Raises RowFault."""
+    if isinstance(value, str):
+        return of_text(value, column)
     if is_messages(value):
-        found = messages(value, column)
-    elif is_dialogue_text(value):
-        found = from_dialogue_text(value, column)
-        if found[-1]["role"] == "assistant" and not found[-1]["content"]:
-            found.pop()  # the cue for the answer, which chat templates write themselves
-    elif isinstance(value, str):
-        found = [{"role": "user", "content": value}]
-    elif value == []:
-        found = []
-    else:
-        raise RowFault("wrong_type", f"{column} is {json_type(value)}; a text or a list of messages is wanted")
-    if isinstance(system, str) and system.strip():
-        return [{"role": "system", "content": system}, *found]
+        listed = [value] if isinstance(value, dict) else value
+        return [message(item, f"{column}[{place}]") for place, item in enumerate(listed)]
+    raise RowFault("wrong_type", f"{column} is {json_type(value)}; a text or a list of messages is wanted")
+
+
+def as_prompt(value: object) -> Messages:
+    """A prompt column as messages: a question, a dialogue in either form, or nothing. Raises RowFault."""
+    return [] if value == [] else as_messages(value, "prompt", prompt_of_text)
+
+
+def prompt_of_text(text: str, column: str) -> Messages:
+    if not is_dialogue_text(text):
+        return [{"role": "user", "content": text}]
+    found = from_dialogue_text(text, column)
+    if found[-1]["role"] == "assistant" and not found[-1]["content"]:
+        found.pop()  # the cue for the answer, which chat templates write themselves
     return found
 
 
 def as_answer(value: object, column: str) -> Messages:
     """An answer column as messages. Raises RowFault where it is neither a text nor a list of messages."""
-    if isinstance(value, str):
-        return [{"role": "assistant", "content": value}]
-    if is_messages(value):
-        return messages(value, column)
-    raise RowFault("wrong_type", f"{column} is {json_type(value)}; a text or a list of messages is wanted")
+    return as_messages(value, column, lambda text, _: [{"role": "assistant", "content": text}])
 
 
 def as_dialogue(value: object, column: str) -> Messages:
-    """A whole dialogue as messages, from a list of messages or from Anthropic's text."""
-    if isinstance(value, str):
-        return from_dialogue_text(value, column)
-    if is_messages(value):
-        return messages(value, column)
-    raise RowFault("wrong_type", f"{column} is {json_type(value)}; a list of messages (role, content) is wanted")
+    """A whole dialogue as messages, from a list of messages or from Anthropic's text. Raises RowFault."""
+    return as_messages(value, column, from_dialogue_text)
 
 
 def split_pair(chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
@@ -131,9 +109,7 @@ def split_pair(chosen: Messages, rejected: Messages) -> tuple[Messages, Messages
     The prompt is what they share, cut so that both answers begin with an assistant's turn and neither is left out.
     """
     shared = 0
-    for mine, theirs in zip(chosen[:-1], rejected[:-1], strict=False):
-        if mine != theirs:
-            break
+    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1
     while shared and not (chosen[shared]["role"] == rejected[shared]["role"] == "assistant"):
         shared -= 1

@@ -1,5 +1,6 @@
 """What can be wrong with one row in the internal form: each check yields codes of findings, with details."""
 
+import re
 from collections.abc import Iterator
 
 from preftune.data.findings import RowFault
@@ -13,15 +14,16 @@ FOLLOWS = {  # which roles may follow a role; None is the beginning
     "assistant": {"user", "tool"},
     "tool": {"assistant", "tool"},
 }
+READ = ("role", "from", "content", "value")
+UNSAID = {"weight": (None, 1), "train": (None, True)}  # fields and the values of them that change nothing
+
+CHARACTERS = {  # code: what to look for, and what to say before the column; JSON may hold halves of surrogate pairs
+    "null_byte": ("\x00", "in"),
+    "not_utf8": ("[\ud800-\udfff]", "half a surrogate pair in"),
+    "replacement_character": ("\ufffd", "in"),
+}
 
 Faults = Iterator[tuple[str, str]]
-
-
-def texts(row: dict, kind: str) -> Iterator[tuple[str, str]]:
-    """(column, content) of every message of a row."""
-    for column in ("prompt", *ANSWERS[kind]):
-        for message in row[column]:
-            yield column, message["content"]
 
 
 def empty(row: dict, kind: str) -> Faults:
@@ -37,85 +39,53 @@ def empty(row: dict, kind: str) -> Faults:
 def role_order(row: dict, kind: str) -> Faults:
     """Dialogues must go system?, user, assistant, user, … and an answer begin and end with the assistant."""
     for column in ANSWERS[kind]:
-        before, dialogue = None, row["prompt"] + row[column]
-        for place, message in enumerate(dialogue):
-            if message["role"] not in FOLLOWS[before]:
-                begin = f"{message['role']} after {before}" if before else f"begins with {message['role']}"
-                yield "role_order", f"message {place + 1} of prompt + {column}: {begin}"
+        roles = [None, *(message["role"] for message in row["prompt"] + row[column])]
+        for place, (before, role) in enumerate(zip(roles, roles[1:], strict=False), start=1):
+            if role not in FOLLOWS[before]:
+                begin = f"{role} after {before}" if before else f"begins with {role}"
+                yield "role_order", f"message {place} of prompt + {column}: {begin}"
                 return
-            before = message["role"]
-        if row[column] and row[column][0]["role"] != "assistant":
-            yield "role_order", f"{column} begins with {row[column][0]['role']}"
-            return
-        if row[column] and before != "assistant":
-            yield "role_order", f"{column} ends with {before}"
-            return
+        for verb, place in (("begins", 0), ("ends", -1)):
+            if row[column] and (role := row[column][place]["role"]) != "assistant":
+                yield "role_order", f"{column} {verb} with {role}"
+                return
 
 
-def identical(row: dict, kind: str) -> Faults:
-    if kind == "pairs" and row["chosen"] == row["rejected"]:
+def teaching(row: dict, kind: str) -> Faults:
+    """Pairs that teach nothing, and answers that hold turns of the user."""
+    if row.get("chosen") == row.get("rejected", ...):
         yield "identical_pair", ""
-
-
-def later_user_turns(row: dict, kind: str) -> Faults:
-    for column in ANSWERS[kind]:
-        if any(message["role"] == "user" for message in row[column]):
-            yield "user_turn_in_answer", column
-            return
+    later = [column for column in ANSWERS[kind] if any(message["role"] == "user" for message in row[column])]
+    if later:
+        yield "user_turn_in_answer", later[0]
 
 
 def encoding(row: dict, kind: str) -> Faults:
-    for column, text in texts(row, kind):
-        if "\x00" in text:
-            yield "null_byte", f"in {column}"
-            return
-        if text.isascii():
-            continue
-        if not encodable(text):
-            yield "not_utf8", f"half a surrogate pair in {column}"
-            return
-        if "\ufffd" in text:
-            yield "replacement_character", f"in {column}"
-            return
-
-
-def encodable(text: str) -> bool:
-    """Whether a text can be written as UTF-8: JSON may hold halves of surrogate pairs, which cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-CHECKS = (empty, encoding, role_order, identical, later_user_turns)
+    """Characters that no UTF-8 file holds, or that an earlier decoding left; the first column with one."""
+    for column in ("prompt", *ANSWERS[kind]):
+        text = "".join(message["content"] for message in row[column])
+        for code, (pattern, before) in CHARACTERS.items():
+            if re.search(pattern, text):
+                yield code, f"{before} {column}"
+                return
 
 
 def check(row: dict, kind: str) -> list[tuple[str, str]]:
     """The warnings (code, detail) of a row. Raises RowFault for its first error."""
     found = []
-    for look in CHECKS:
-        for code, detail in look(row, kind):
+    for faults in (empty, encoding, role_order, teaching):
+        for code, detail in faults(row, kind):
             if KINDS[code].severity == ERROR:
                 raise RowFault(code, detail)
             found.append((code, detail))
     return found
 
 
-READ = ("role", "from", "content", "value")
-UNSAID = {"weight": (None, 1), "train": (None, True)}  # fields and the values of them that change nothing
-
-
 def extra_fields(row: dict) -> list[str]:
     """Fields of messages, in a row as it was read, that the internal form does not keep."""
-    return sorted(
-        {
-            field
-            for value in row.values()
-            if isinstance(value, list)
-            for message in value
-            if isinstance(message, dict) and {"role", "from"} & message.keys()
-            for field, content in message.items()
-            if field not in READ and content not in UNSAID.get(field, (None, "", [], {}))
-        }
-    )
+    lists = [value for value in row.values() if isinstance(value, list)]
+    messages = [
+        each for listed in lists for each in listed if isinstance(each, dict) and {"role", "from"} & each.keys()
+    ]
+    fields = [(field, content) for message in messages for field, content in message.items() if field not in READ]
+    return sorted({field for field, content in fields if content not in UNSAID.get(field, (None, "", [], {}))})

@@ -1,134 +1,91 @@
-"""The shapes that preference data comes in, recognised by a row, and their conversion to one internal form."""
+"""The shapes that preference data comes in, recognised by the columns of a row, and their way to one internal form."""
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 
+from preftune.data import messages
 from preftune.data.findings import RowFault
-from preftune.data.messages import (
-    as_answer,
-    as_dialogue,
-    as_prompt,
-    is_dialogue_text,
-    is_messages,
-    message,
-    split_last,
-    split_pair,
-)
+from preftune.data.messages import Messages
 
 PAIRS, LABELLED, DEMONSTRATIONS = "pairs", "labelled answers", "demonstrations"
 ANSWERS = {PAIRS: ("chosen", "rejected"), LABELLED: ("completion",), DEMONSTRATIONS: ("completion",)}
-GOOD = {
-    "1",
-    "true",
-    "yes",
-    "good",
-    "up",
-    "thumbs_up",
-    "thumbsup",
-    "like",
-    "liked",
-    "positive",
-    "desirable",
-    "chosen",
-    "👍",
+WORDS = {
+    True: "1 true yes good up thumbs_up thumbsup like liked positive desirable chosen 👍",
+    False: "0 -1 false no bad down thumbs_down thumbsdown dislike disliked negative undesirable rejected 👎",
 }
-BAD = {"0", "-1", "false", "no", "bad", "down", "thumbs_down", "thumbsdown", "dislike", "disliked", "negative"} | {
-    "undesirable",
-    "rejected",
-    "👎",
-}
+LABELS = {word: label for label, words in WORDS.items() for word in words.split()}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape: what the run calls it, the kind of rows that it gives, which rows have it, and their conversion.
+    """One shape: what the run calls it, the kind of rows that it gives, and the columns that it is recognised by.
 
-    `convert(row, pairs_rule)` gives the rows of the internal form (message lists) without ids; it raises RowFault.
+    `convert(row, pairs_rule)` gives rows of the internal form (message lists) without ids; it raises RowFault.
     """
 
     name: str
     kind: str
-    matches: Callable[[dict], bool]
+    columns: tuple[str, ...]
     convert: Callable[[dict, str], list[dict]]
+
+    def reads(self, column: str) -> bool:
+        """Whether it makes something of a column."""
+        return column in (*self.columns, "system", "id") or (column == "prompt" and self.kind == PAIRS)
 
 
 def has(row: dict, *columns: str) -> bool:
     return all(row.get(column) is not None for column in columns)
 
 
-def opens_dialogue(value: object) -> bool:
-    """Whether a value is a dialogue from its start, and not an answer alone."""
-    if not is_messages(value):
-        return is_dialogue_text(value)
-    first = value if isinstance(value, dict) else value[0]
-    return message(first, "chosen")["role"] != "assistant"
+def pair(row: dict, _: str) -> list[dict]:
+    """A pair out of answers, or out of whole dialogues, whose prompt is what they share."""
+    if has(row, "prompt") and not messages.opens_dialogue(row["chosen"]):
+        prompt = messages.as_prompt(row["prompt"])
+        return [{"prompt": prompt} | {side: messages.as_answer(row[side], side) for side in ANSWERS[PAIRS]}]
+    prompt, chosen, rejected = messages.split_pair(*(messages.as_dialogue(row[side], side) for side in ANSWERS[PAIRS]))
+    if has(row, "prompt"):
+        prompt = longer_prompt(messages.as_prompt(row["prompt"]), prompt, chosen)
+    return [{"prompt": prompt, "chosen": chosen, "rejected": rejected}]
 
 
-def is_pair(row: dict) -> bool:
-    return has(row, "chosen", "rejected")
-
-
-def explicit_pair(row: dict, _: str) -> list[dict]:
-    prompt = as_prompt(row["prompt"], row.get("system"))
-    return [{"prompt": prompt} | {side: as_answer(row[side], side) for side in ("chosen", "rejected")}]
-
-
-def whole_pair(row: dict, _: str) -> list[dict]:
-    prompt, chosen, rejected = split_pair(*(as_dialogue(row[side], side) for side in ("chosen", "rejected")))
-    return [{"prompt": as_prompt(prompt, row.get("system")), "chosen": chosen, "rejected": rejected}]
-
-
-def prompt_beside_dialogues(row: dict, rule: str) -> list[dict]:
+def longer_prompt(column: Messages, prompt: Messages, chosen: Messages) -> Messages:
     """The dialogues' own prompt, or the column's where it holds more before the same turns (a system prompt, history).
 
     Raises RowFault where the column holds a turn that would be lost.
     """
-    (pair,) = whole_pair(row, rule)
-    said, begins = as_prompt(row["prompt"]), pair["prompt"]
-    if len(said) > len(begins) and turns(said[len(said) - len(begins) :]) == turns(begins):
-        return [pair | {"prompt": said}]
-    known = [content for _, content in turns(begins + pair["chosen"])]
-    lost = next((content for _, content in turns(said) if content not in known), None)
+    begins = turns(prompt)
+    if len(column) > len(begins) and turns(column[len(column) - len(begins) :]) == begins:
+        return column
+    known = {content for _, content in turns(prompt + chosen)}
+    lost = next((content for _, content in turns(column) if content not in known), None)
     if lost is not None:
         raise RowFault("prompt_mismatch", f"the prompt {lost[:40]!r} is no turn of chosen")
-    return [pair]
+    return prompt
 
 
-def turns(dialogue: list[dict]) -> list[tuple[str, str]]:
+def turns(dialogue: Messages) -> list[tuple[str, str]]:
     """Roles and contents, without the white space around them."""
     return [(message["role"], message["content"].strip()) for message in dialogue]
 
 
+def answer(row: dict, _: str) -> list[dict]:
+    """A prompt and its answer, from columns of their own or from one dialogue."""
+    if has(row, "prompt", "completion"):
+        prompt, completion = messages.as_prompt(row["prompt"]), messages.as_answer(row["completion"], "completion")
+    else:
+        prompt, completion = messages.split_last(messages.as_dialogue(row["messages"], "messages"))
+    return [{"prompt": prompt, "completion": completion}]
+
+
 def labelled(row: dict, _: str) -> list[dict]:
-    prompt = as_prompt(row["prompt"], row.get("system"))
-    return [
-        {"prompt": prompt, "completion": as_answer(row["completion"], "completion"), "label": as_label(row["label"])}
-    ]
-
-
-def labelled_dialogue(row: dict, _: str) -> list[dict]:
-    (demonstration,) = whole_demonstration(row, _)
-    return [demonstration | {"label": as_label(row["label"])}]
-
-
-def as_label(value: object) -> bool:
-    """A label as a bool: true, 1, "thumbs_up" and the like. Raises RowFault for what is neither good nor bad."""
-    text = str(value).strip().lower().replace(" ", "_").replace("-1.0", "-1").removesuffix(".0")
-    if text not in GOOD | BAD:
-        raise RowFault("unknown_label", f"label is {value!r}")
-    return text in GOOD
-
-
-def demonstration(row: dict, _: str) -> list[dict]:
-    prompt = as_prompt(row["prompt"], row.get("system"))
-    return [{"prompt": prompt, "completion": as_answer(row["completion"], "completion")}]
-
-
-def whole_demonstration(row: dict, _: str) -> list[dict]:
-    prompt, answer = split_last(as_dialogue(row["messages"], "messages"))
-    return [{"prompt": as_prompt(prompt, row.get("system")), "completion": answer}]
+    """An answer with its label as a bool: true, 1, "thumbs_up" and the like. Raises RowFault for any other label."""
+    text = str(row["label"]).strip().lower().replace(" ", "_").replace("-1.0", "-1").removesuffix(".0")
+    (found,) = answer(row, _)
+    if text not in LABELS:
+        raise RowFault("unknown_label", f"label is {row['label']!r}")
+    return [found | {"label": LABELS[text]}]
 
 
 def rated(row: dict, rule: str) -> list[dict]:
@@ -138,13 +95,11 @@ def rated(row: dict, rule: str) -> list[dict]:
         raise RowFault("wrong_type", "completions and scores must be lists of one length")
     if not all(isinstance(score, int | float) and score == score for score in scores):
         raise RowFault("wrong_type", f"scores must be numbers, they are {scores}")
-    prompt = as_prompt(row["prompt"], row.get("system"))
+    prompt = messages.as_prompt(row["prompt"])
     ranked = sorted(zip(scores, answers, strict=True), key=lambda rating: -rating[0])
-    pairs = [(a, b) for a, b in PAIRS_RULES[rule](ranked) if a[0] > b[0]]
-    return [
-        {"prompt": prompt, "chosen": as_answer(a, "completions"), "rejected": as_answer(b, "completions")}
-        for (_, a), (_, b) in pairs
-    ]
+    pairs = [(a, b) for (high, a), (low, b) in PAIRS_RULES[rule](ranked) if high > low]
+    sides = [[messages.as_answer(each, "completions") for each in both] for both in pairs]
+    return [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for chosen, rejected in sides]
 
 
 def best_random(ranked: list[tuple]) -> list[tuple]:
@@ -160,72 +115,46 @@ PAIRS_RULES: dict[str, Callable[[list[tuple]], list[tuple]]] = {
     "neighbours": lambda ranked: list(pairwise(ranked)),
     "all": lambda ranked: list(combinations(ranked, 2)),
 }
-
-SHAPES = (
-    Shape("rated answers", PAIRS, lambda row: has(row, "prompt", "completions", "scores"), rated),
-    Shape(
-        "a prompt beside whole dialogues",
-        PAIRS,
-        lambda row: is_pair(row) and has(row, "prompt") and opens_dialogue(row["chosen"]),
-        prompt_beside_dialogues,
-    ),
-    Shape(
-        "prompt, chosen and rejected as message lists",
-        PAIRS,
-        lambda row: is_pair(row) and is_messages(row.get("prompt")) and is_messages(row["chosen"]),
-        explicit_pair,
-    ),
-    Shape(
-        "a prompt text with answers as message lists",
-        PAIRS,
-        lambda row: is_pair(row) and isinstance(row.get("prompt"), str) and is_messages(row["chosen"]),
-        explicit_pair,
-    ),
-    Shape(
-        "a prompt as a message list with answers as texts",
-        PAIRS,
-        lambda row: is_pair(row) and is_messages(row.get("prompt")) and isinstance(row["chosen"], str),
-        explicit_pair,
-    ),
-    Shape(
-        "prompt, chosen and rejected as texts", PAIRS, lambda row: is_pair(row) and has(row, "prompt"), explicit_pair
-    ),
-    Shape(
-        "whole dialogues in chosen and rejected, as Human/Assistant texts",
-        PAIRS,
-        lambda row: is_pair(row) and is_dialogue_text(row["chosen"]),
-        whole_pair,
-    ),
-    Shape(
-        "whole dialogues in chosen and rejected, as message lists",
-        PAIRS,
-        lambda row: is_pair(row) and is_messages(row["chosen"]),
-        whole_pair,
-    ),
-    Shape("prompt, completion and label", LABELLED, lambda row: has(row, "prompt", "completion", "label"), labelled),
-    Shape("messages and label", LABELLED, lambda row: has(row, "messages", "label"), labelled_dialogue),
-    Shape("prompt and completion", DEMONSTRATIONS, lambda row: has(row, "prompt", "completion"), demonstration),
-    Shape("messages", DEMONSTRATIONS, lambda row: has(row, "messages"), whole_demonstration),
+SHAPES = (  # the first whose columns a row has
+    Shape("rated answers", PAIRS, ("prompt", "completions", "scores"), rated),
+    Shape("pairs", PAIRS, ("chosen", "rejected"), pair),
+    Shape("prompt, completion and label", LABELLED, ("prompt", "completion", "label"), labelled),
+    Shape("messages and label", LABELLED, ("messages", "label"), labelled),
+    Shape("prompt and completion", DEMONSTRATIONS, ("prompt", "completion"), answer),
+    Shape("messages", DEMONSTRATIONS, ("messages",), answer),
 )
 COLUMNS = ("prompt", "chosen", "rejected", "completion", "label", "messages", "completions", "scores", "system", "id")
+WANTED = "prompt + chosen + rejected, chosen + rejected (whole dialogues), prompt + completion (+ label) or messages"
 
 
 def shape_of(row: dict) -> Shape:
-    """The first shape that a row has. Raises RowFault, with what is there and what is wanted, where it has none."""
+    """The shape of a row. Raises RowFault, with what is there and what is wanted, where it has none."""
     for shape in SHAPES:
-        if shape.matches(row):
-            return shape
-    if is_pair(row) and all(isinstance(row[side], str) for side in ("chosen", "rejected")):
-        raise RowFault(
-            "missing_column", "chosen and rejected are texts without turns, so a prompt is needed beside them"
-        )
+        if has(row, *shape.columns):
+            return replace(shape, name=name_of_pair(row)) if shape.convert is pair else shape
     empty = [column for column in COLUMNS if column in row and row[column] is None]
     given = ", ".join(empty) + (" is" if len(empty) == 1 else " are") + " null; " if empty else ""
     there = ", ".join(map(str, list(row)[:8])) or "none"
     raise RowFault("missing_column", f"{given}columns are {there}; wanted are {WANTED}")
 
 
-WANTED = "prompt + chosen + rejected, chosen + rejected (whole dialogues), prompt + completion (+ label) or messages"
+def name_of_pair(row: dict) -> str:
+    """What the run calls a pair. Raises RowFault where its answers have no turns and no prompt stands beside them."""
+    prompt, chosen = row.get("prompt"), row["chosen"]
+    if prompt is None:
+        if not messages.is_messages(chosen) and not messages.is_dialogue_text(chosen):
+            raise RowFault("missing_column", "chosen and rejected hold no turns, so a prompt is needed beside them")
+        form = "message lists" if messages.is_messages(chosen) else "Human/Assistant texts"
+        return f"whole dialogues in chosen and rejected, as {form}"
+    if messages.opens_dialogue(chosen):
+        return "a prompt beside whole dialogues"
+    names = {
+        (True, True): "prompt, chosen and rejected as message lists",
+        (False, True): "a prompt text with answers as message lists",
+        (True, False): "a prompt as a message list with answers as texts",
+        (False, False): "prompt, chosen and rejected as texts",
+    }
+    return names[messages.is_messages(prompt), messages.is_messages(chosen)]
 
 
 def renamed(row: dict, columns: dict[str, str | None]) -> dict:
@@ -233,12 +162,9 @@ def renamed(row: dict, columns: dict[str, str | None]) -> dict:
 
     Raises RowFault where a column that is named is not there.
     """
-    if not columns:
-        return row
     absent = [theirs for theirs in columns.values() if theirs is not None and theirs not in row]
     if absent:
         there = ", ".join(map(str, list(row)[:12]))
         raise RowFault("missing_column", f"data.columns names {', '.join(absent)}; there are {there}")
-    taken = set(columns.values())
-    kept = {name: value for name, value in row.items() if name not in columns and name not in taken}
+    kept = {name: value for name, value in row.items() if name not in columns and name not in columns.values()}
     return kept | {ours: row[theirs] for ours, theirs in columns.items() if theirs is not None}

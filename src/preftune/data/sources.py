@@ -1,16 +1,23 @@
 """Where rows come from: files, globs, folders, packaged files and hub data sets, one row at a time."""
 
 import difflib
+import glob
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from itertools import islice
 from pathlib import Path
 
-from preftune.data import hub
+import datasets
+from huggingface_hub import constants
+from huggingface_hub.errors import OfflineModeIsEnabled
+from omegaconf import DictConfig, OmegaConf
+
 from preftune.data.findings import DataError
 from preftune.data.formats import READERS, Read, ending, read
+from preftune.data.shapes import COLUMNS, PAIRS_RULES
+from preftune.models import hub
 
 PACKAGED = "pkg://"
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -31,31 +38,18 @@ class Source:
 
     def rows(self, streaming: bool = False) -> Iterator[Read]:
         """Every row, or the first `max_rows`. Raises DataError where there is nothing to read."""
-        return islice(self._all(streaming), self.max_rows)
-
-    def _all(self, streaming: bool) -> Iterator[Read]:
-        if not self.is_local():
-            yield from hub.rows(self.path, self.name, self.revision, self.split, streaming)
-            return
-        for path, name in files(self.path):
-            yield from read(path, name)
+        found = (each for path, name in files(self.path) for each in read(path, name)) if self.is_local() else None
+        return islice(found or hub_rows(self, streaming), self.max_rows)
 
     def is_local(self) -> bool:
         """Whether the path names files rather than a data set on the hub."""
         path = Path(self.path).expanduser()
-        return (
-            self.path.startswith((PACKAGED, "/", ".", "~"))
-            or path.exists()
-            or any(char in self.path for char in "*?[")
-            or ending(path) in READERS
-            or not HUB_ID.fullmatch(self.path)
-        )
+        written = self.path.startswith((PACKAGED, "/", ".", "~")) or glob.has_magic(self.path) or path.exists()
+        return written or ending(path) in READERS or not HUB_ID.fullmatch(self.path)
 
     def line(self) -> str:
         """What the run calls it."""
-        if self.is_local():
-            return self.path
-        return " ".join(filter(None, [self.path, self.name, f"({self.split})"]))
+        return self.path if self.is_local() else " ".join(filter(None, [self.path, self.name, f"({self.split})"]))
 
 
 def files(path: str) -> list[tuple[Path, str]]:
@@ -66,33 +60,101 @@ def files(path: str) -> list[tuple[Path, str]]:
     if path.startswith(PACKAGED):
         package, _, name = path.removeprefix(PACKAGED).partition("/")
         return [(Path(str(resources.files(package) / name)), name)]
-    place = Path(path).expanduser()
+    place, why = Path(path).expanduser(), ""
+    found = [place]
     if place.is_dir():
         found = [file for file in sorted(place.rglob("*")) if file.is_file() and ending(file) in READERS]
-        if not found:
-            raise DataError(f"data.path={path}: no {', '.join(READERS)} file in this folder")
-        return [(file, str(file.relative_to(place))) for file in found]
-    if any(char in path for char in "*?[") and not place.exists():
-        start = Path(place.anchor) if place.is_absolute() else Path()
-        found = sorted(start.glob(str(place.relative_to(place.anchor) if place.is_absolute() else place)))
-        found = [file for file in found if file.is_file()]
-        if not found:
-            raise DataError(f"data.path={path}: no file is named so (looked from {Path.cwd()})")
-        return [(known(file), file.name) for file in found]
-    if place.is_symlink() and not place.exists():
+        why = f"no {', '.join(READERS)} file in this folder"
+    elif not place.exists() and glob.has_magic(path):
+        found = [file for file in sorted(map(Path, glob.glob(str(place), recursive=True))) if file.is_file()]
+        why = f"no file is named so (looked from {Path.cwd()})"
+    elif place.is_symlink() and not place.exists():
         raise DataError(f"data.path={path} is a link to nowhere ({place.readlink()})")
-    if not place.exists():
-        folder = place.parent
-        names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    elif not place.exists():
+        names = [each.name for each in place.parent.iterdir()] if place.parent.is_dir() else []
         near = difflib.get_close_matches(place.name, names, n=1)
-        hint = f"; did you mean {folder / near[0]}?" if near else ""
+        hint = f"; did you mean {place.parent / near[0]}?" if near else ""
         raise DataError(f"data.path={path}: there is no such file or folder (from {Path.cwd()}){hint}")
-    return [(known(place), place.name)]
+    if not found:
+        raise DataError(f"data.path={path}: {why}")
+    for file in found:
+        if ending(file) not in READERS:
+            known = f"known are {', '.join(READERS)}, with .gz, .bz2 or .xz"
+            raise DataError(f"data.path={file}: its ending names no format; {known}")
+    return [(file, str(file.relative_to(place)) if place.is_dir() else file.name) for file in found]
 
 
-def known(file: Path) -> Path:
-    """The file, if its ending names a format. Raises DataError where it does not."""
-    if ending(file) not in READERS:
-        listed = ", ".join(READERS)
-        raise DataError(f"data.path={file}: its ending names no format; known are {listed}, with .gz, .bz2 or .xz")
-    return file
+def hub_rows(source: Source, streaming: bool) -> Iterator[Read]:
+    """The rows of a split on the hub, or in its local cache; their lines are their places: `owner/name/train:12`.
+
+    Raises DataError where the hub does not give the data set, or where it has no such configuration or split.
+    """
+    path, revision, split = source.path, source.revision, source.split
+    hub.require(path, "data.path", revision, "dataset")
+    try:
+        found = datasets.load_dataset(path, source.name, revision=revision, split=split, streaming=streaming)
+        if revision and constants.HF_HUB_OFFLINE and getattr(found, "cache_files", None):
+            commit = hub.cached_commit(path, revision, "dataset")  # datasets would take its latest revision instead
+            if not any(commit in Path(file["filename"]).parts for file in found.cache_files):
+                raise OfflineModeIsEnabled("the local cache holds another revision")
+        yield from (Read(f"{path}/{split}:{number}", row) for number, row in enumerate(found, start=1))
+    except ValueError as error:  # no such configuration or split: datasets lists those that there are
+        said = " ".join(str(error).split()).rstrip(".")
+        raise DataError(
+            f"data.path={path} (configuration {source.name}, split {split}): {said}. data.name names the "
+            "configuration, data.train_split and data.eval_split the splits"
+        ) from None
+    except Exception as error:
+        raise DataError(hub.why(error, path, "data.path", revision, "dataset")) from None
+
+
+def one_of(key: str, value: str | None, choices: Iterable) -> None:
+    """Raise DataError, with a suggestion, where a value is none of the choices."""
+    if value not in choices:
+        words = ["null" if choice is None else choice for choice in choices]
+        near = difflib.get_close_matches(str(value), words, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise DataError(f"{key}: {value} is none of {', '.join(words)}{hint}")
+
+
+def sources(data: DictConfig, key: str = "path") -> list[Source]:
+    """The sources that a path, or a list of paths and mappings, names; what a mapping leaves out comes from `data`.
+
+    Raises DataError for a key of a source or a name of a column that there is not.
+    """
+    keys = (key, "columns", "name", "revision", "pairs_rule", "max_rows", "train_split")
+    given = OmegaConf.to_container(OmegaConf.create({each: data[each] for each in keys}), resolve=True)
+    for name in given["columns"]:
+        one_of("data.columns", name, COLUMNS)
+    path, split = given.pop(key), given.pop("train_split")
+    base = Source("", split=split, **given | ({} if key == "path" else {"columns": {}}))
+    found = []
+    for each in path if isinstance(path, list) else [path]:
+        named = each if isinstance(each, dict) else {"path": each}
+        for name in named:
+            one_of(f"data.{key}", name, [each.name for each in fields(Source)])
+        if "path" not in named:
+            raise DataError(f"data.{key}: a source without a path: {named}")
+        found.append(replace(base, **named))
+        one_of("data.pairs_rule", found[-1].pairs_rule, PAIRS_RULES)
+    return found
+
+
+def eval_sources(data: DictConfig) -> list[Source]:
+    """Where held-out rows are: nowhere, in a file of their own, or in another split of each hub data set.
+
+    Raises DataError where a split is named, and the data lies in files.
+    """
+    split, given = data.eval_split, sources(data)
+    if not split:
+        return []
+    alone = replace(given[0], path=split, weight=None)
+    local = [source.path for source in given if source.is_local()]
+    if alone.is_local() or len(local) == len(given) and "/" in split:
+        return [alone]
+    if local:
+        raise DataError(
+            f"data.eval_split={split}: {local[0]} is no hub data set and has no splits; name a file of held-out rows: "
+            "data.eval_split=eval.jsonl"
+        )
+    return [replace(source, split=split, weight=None) for source in given]

@@ -1,4 +1,4 @@
-"""The three forms that trainers take, and the ways from one kind of data to another.
+"""The three forms that trainers take, the ways from one kind of data to another, and mixtures.
 
 paired: {id, prompt, chosen, rejected}; unpaired: {id, prompt, completion, label}; demonstrations: {id, prompt,
 completion}. Beside them every row keeps `origin`, the file and line that it came from.
@@ -7,8 +7,9 @@ completion}. Beside them every row keeps `origin`, the file and line that it cam
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pandas as pd
 import xxhash
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from preftune.data.findings import DataError, Findings
 from preftune.data.messages import Messages
@@ -24,14 +25,10 @@ def key(prompt: Messages) -> int:
     return xxhash.xxh3_64_intdigest(text.encode())
 
 
-def keys(rows: Dataset, column: str = "prompt") -> np.ndarray:
-    """`key` of every row, shape (rows,), read by batches."""
-    found = [key(prompt) for batch in rows.select_columns([column]).iter(1000) for prompt in batch[column]]
+def keys(rows: Dataset) -> np.ndarray:
+    """`key` of every row's prompt, shape (rows,), read by batches."""
+    found = [key(prompt) for batch in rows.select_columns(["prompt"]).iter(1000) for prompt in batch["prompt"]]
     return np.array(found, dtype=np.uint64)
-
-
-def same(rows: Dataset, _: Findings) -> Dataset:
-    return rows
 
 
 def unpair(rows: Dataset, _: Findings) -> Dataset:
@@ -83,13 +80,11 @@ def _part(order: np.ndarray, at: int, labels: np.ndarray, prompts: np.ndarray) -
         beside = [order[near] for near in (place - 1, place + 1) if 0 <= near < len(order)]
         return all(prompts[other] != prompts[row] for other in beside)
 
-    for distance in range(2, len(order)):
-        for other in (at + distance, at - distance):
-            if not 0 <= other < len(order) or labels[order[other]] != labels[order[at]]:
-                continue
-            if fits(other, order[at]) and fits(at, order[other]):
-                order[at], order[other] = order[other], order[at]
-                return
+    for other in (at + side * distance for distance in range(2, len(order)) for side in (1, -1)):
+        alike = 0 <= other < len(order) and labels[order[other]] == labels[order[at]]
+        if alike and fits(other, order[at]) and fits(at, order[other]):
+            order[at], order[other] = order[other], order[at]
+            return
 
 
 def pair_up(rows: Dataset, findings: Findings) -> Dataset:
@@ -97,49 +92,30 @@ def pair_up(rows: Dataset, findings: Findings) -> Dataset:
 
     Answers left without an opposite make no pair; they are counted as `unmatched_labels`.
     """
-    waiting: dict[int, tuple[list[int], list[int]]] = {}
-    couples = []
-    labels = rows["label"]
-    for row, prompt in enumerate(keys(rows).tolist()):
-        mine, theirs = waiting.setdefault(prompt, ([], []))[:: 1 if labels[row] else -1]
-        if theirs:
-            other = theirs.pop(0)
-            couples.append((row, other) if labels[row] else (other, row))
-        else:
-            mine.append(row)
-    left = sorted(row for both in waiting.values() for side in both for row in side)
-    if left:
-        origins = rows.select(left[:3])["origin"]
-        findings.add("unmatched_labels", list(origins), count=len(left), of=len(rows))
-    couples.sort(key=min)
-    good, bad = (rows.select([couple[side] for couple in couples]) for side in (0, 1))
-    pairs = good.remove_columns("label").rename_column("completion", "chosen")
-    return pairs.add_column("rejected", bad["completion"][:], feature=rows.features["completion"])
-
-
-def chosen_alone(rows: Dataset, _: Findings) -> Dataset:
-    """Each pair's chosen answer as a demonstration."""
-    return rows.remove_columns("rejected").rename_column("chosen", "completion")
-
-
-def good_alone(rows: Dataset, _: Findings) -> Dataset:
-    """The answers that are called good, as demonstrations."""
-    return rows.select(np.flatnonzero(rows["label"])).remove_columns("label")
+    good = np.array(rows["label"], dtype=bool)
+    frame = pd.DataFrame({"prompt": keys(rows), "good": good, "row": np.arange(len(rows))})
+    frame["turn"] = frame.groupby(["prompt", "good"]).cumcount()
+    both = frame[good].merge(frame[~good], on=["prompt", "turn"])[["row_x", "row_y"]].to_numpy()
+    chosen, rejected = both[both.min(axis=1).argsort()].T
+    left = np.setdiff1d(frame["row"], both)
+    if len(left):
+        findings.add("unmatched_labels", rows.select(left[:3])["origin"], count=len(left), of=len(rows))
+    pairs = rows.select(chosen).remove_columns("label").rename_column("completion", "chosen")
+    return pairs.add_column("rejected", rows.select(rejected)["completion"][:], feature=rows.features["completion"])
 
 
 WAYS: dict[tuple[str, str], Callable[[Dataset, Findings], Dataset]] = {
-    (PAIRS, PAIRED): same,
     (PAIRS, UNPAIRED): unpair,
-    (PAIRS, SHOWN): chosen_alone,
+    (PAIRS, SHOWN): lambda rows, _: rows.remove_columns("rejected").rename_column("chosen", "completion"),
     (LABELLED, PAIRED): pair_up,
-    (LABELLED, UNPAIRED): same,
-    (LABELLED, SHOWN): good_alone,
-    (DEMONSTRATIONS, SHOWN): same,
+    (LABELLED, SHOWN): lambda rows, _: rows.select(np.flatnonzero(rows["label"])).remove_columns("label"),
 }
 
 
 def view(rows: Dataset, kind: str, wanted: str, findings: Findings) -> Dataset:
     """Rows of a kind in the form that a trainer takes. Raises DataError where there is no way from one to the other."""
+    if KINDS[wanted] == kind:
+        return rows
     if (kind, wanted) not in WAYS:
         raise DataError(
             f"the data holds {kind}, and this loss wants {wanted} rows. Demonstrations teach SFT alone: "
@@ -157,3 +133,52 @@ def kto_weights(good: int, bad: int, ratio: float = 1.0) -> dict[str, float]:
     if desirable >= 1:
         return {"desirable_weight": round(desirable, 4), "undesirable_weight": 1.0}
     return {"desirable_weight": 1.0, "undesirable_weight": round(1 / desirable, 4)}
+
+
+def spread(sizes: list[int]) -> np.ndarray:
+    """An order of the rows of several sets laid end to end that spreads each evenly: row i of n stands at i/n."""
+    place = np.concatenate([(np.arange(size) + 0.5) / max(size, 1) for size in sizes])
+    return np.argsort(place, kind="stable")
+
+
+def shares(sizes: list[int], weights: list[float]) -> list[int]:
+    """How many rows of each set make a mixture in proportion to `weights`, as large as it can be with no row twice."""
+    total = min(size * sum(weights) / weight for size, weight in zip(sizes, weights, strict=True))
+    return [min(size, round(total * weight / sum(weights))) for size, weight in zip(sizes, weights, strict=True)]
+
+
+def mixture(sets: list[Dataset], weights: list[float | None], seed: int) -> Dataset:
+    """Several sets as one: all rows one after the other, or with weights, in their proportion, drawn and spread evenly.
+
+    Raises DataError where some have a weight and others none, or where a weight is not above 0.
+    """
+    if len(sets) == 1:
+        return sets[0]
+    if all(weight is None for weight in weights):
+        return concatenate_datasets(sets)
+    if any(weight is None or weight <= 0 for weight in weights):
+        raise DataError("data.path: each source of a mixture needs a weight above 0, or none of them has one")
+    rng = np.random.default_rng(seed)
+    counts = shares([len(rows) for rows in sets], weights)
+    drawn = [rows.select(np.sort(rng.permutation(len(rows))[:count])) for rows, count in zip(sets, counts, strict=True)]
+    return concatenate_datasets(drawn).select(spread(counts))
+
+
+def with_demonstrations(pairs: Dataset, shown: Dataset, fraction: float, seed: int) -> Dataset:
+    """Pairs, with demonstrations spread among them so that they are `fraction` of all rows; ids begin with `sft:`.
+
+    A demonstration stands there as the pair (answer, the same answer). Every loss that depends on the difference of the
+    two answers alone is constant on it: the difference is 0 by identity and its gradients cancel exactly, so what is
+    left is the gradient of the loss's SFT term on the answer. TRL's DPO has that term as loss type `sft`, ORPO and CPO
+    have it always. Where there are too few demonstrations they come again.
+    """
+    count = round(len(pairs) * fraction / (1 - fraction))
+    rng = np.random.default_rng(seed)
+    drawn = shown.select(np.concatenate([rng.permutation(len(shown)) for _ in range(-(-count // len(shown)))])[:count])
+
+    def as_pairs(batch: dict[str, list]) -> dict[str, list]:
+        names, answers = [f"sft:{name}" for name in batch["id"]], batch["completion"]
+        return {"id": names, "chosen": answers, "rejected": answers}
+
+    drawn = drawn.map(as_pairs, batched=True, remove_columns=["completion"], features=pairs.features)
+    return concatenate_datasets([pairs, drawn]).select(spread([len(pairs), len(drawn)]))

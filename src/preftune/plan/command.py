@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from preftune.config.errors import UserError, brief
 from preftune.config.processes import processes, sharding_engine
-from preftune.data import settings
 from preftune.data.load import load
+from preftune.data.sources import sources
 from preftune.models.load import load_tokenizer, location
 from preftune.plan.model import PlanError
 from preftune.plan.plan import Plan, plan
@@ -68,7 +68,7 @@ def planned(cfg: DictConfig) -> Plan:
     """The plan of one training, its rows counted where they lie on this machine."""
     tokenizer = load_tokenizer(cfg.model) if on_disk(cfg.model) else None
     together = {"world_size": devices(cfg), "sharding": sharding_engine(cfg)}
-    if not all(source.is_local() for source in settings.read(cfg.data, cfg.loss.view).sources):
+    if not all(source.is_local() for source in sources(cfg.data)):
         return plan(cfg, **together)
     given = OmegaConf.merge(cfg.data, {"on_bad_rows": "skip", "skipped_file": os.devnull})
     data = load(given, view=cfg.loss.view, tokenizer=None, max_length=cfg.train.max_length, seed=cfg.train.seed)

@@ -1,24 +1,17 @@
 """Several runs beside each other: ranked by held-out accuracy at matched KL, and once more with length controlled for.
 
 A policy that has moved further from its reference separates pairs better and has lost more, so accuracies are compared
-where the policies have moved equally far:
-
-1. How far a policy has moved is measured on the held-out answers, in nats per token, in one way for all runs: by
-   `kl/per_token` (docs/losses.md) if every run logged it, else by the mean of |log-ratio per token| of chosen and
-   rejected. For a loss without a reference the log-ratio is that to the model before its first step.
-2. Of every run there are its evaluations: the held-out rows of metrics.jsonl, and as the last one the summary's
-   evaluation of the held-out pairs. Distances that count are those of evaluations of runs that moved at all (FLOOR).
-3. The common distance is that at which the run ended that ended nearest to its reference, or else the distance next to
-   it, at which every such run has an evaluation within a factor (NEAR). The one nearest to it stands for the run.
-4. Where there is no such distance, nothing is matched: all are ranked by their final values, and the notes say so.
-
-Length is controlled for by the summary's `length_controlled_accuracy` if it has one, else by the mean of the accuracies
-in its length buckets, so that long and short answers weigh the same.
+where the policies have moved equally far: at the distance where the run ended that ended nearest to its reference, or
+the one next to it at which every run that moved at all (FLOOR) has an evaluation within a factor (NEAR). The distance
+is measured on the held-out answers, in nats per token, in one way for all runs: `kl/per_token` if every run logged it,
+else the mean of |log-ratio per token| of chosen and rejected; without a reference that to the model before its first
+step. Where there is no such distance, final values are ranked, and the notes say so. docs/report.md says it at length.
 """
 
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from preftune.evaluate.statistics import interval
 from preftune.report import record
@@ -28,48 +21,45 @@ from preftune.report.verdict import BAD, GOOD, verdict
 KL, LOG_RATIO = "kl/per_token", "mean |log-ratio| per token"
 FLOOR = {KL: 5e-5, LOG_RATIO: 0.01}  # nats per token: less is no movement (KL grows as the log-ratio's square over 2)
 NEAR = {KL: 2.25, LOG_RATIO: 1.5}  # the factor within which two distances count as equal
-SIDES = ("chosen", "rejected")
 
 
-@dataclass(frozen=True)
-class Point:
-    """A policy at a step, on the held-out pairs; `distance` in nats per token, None where it is not known."""
+class Point(NamedTuple):
+    """A policy at a step, on the held-out pairs; `kl`, its distance in nats per token, None where it is not known."""
 
     step: int
     accuracy: float | None
     margin: float | None
-    distance: float | None
+    kl: float | None
 
 
 @dataclass
 class Entry:
-    """One run: what it is, its evaluations in order of steps, and after `rank_all` the one that stands for it."""
+    """One run: its evaluations in order of steps, what else is known of it, and after `rank_all` how it ranks.
+
+    `at` is the evaluation that stands for it. `values` have the names that docs/report.md gives them.
+    """
 
     record: Record  # of a pipeline, its last stage
     name: str
-    loss: str
-    beta: float | None
-    learning_rate: float | None
     points: list[Point]
-    pairs: int | None
-    length_controlled: float | None
-    words: tuple[float, float] | None  # mean length of the sampled answers before and after
-    healthy: bool | None  # None: it was not watched, or its held-out pairs do not say
-    at: Point | None = None
+    at: Point
+    values: dict
     rank: int | None = None  # None: no held-out accuracy, or no movement
     rank_length_controlled: int | None = None
 
     @property
-    def final(self) -> Point:
-        return self.points[-1]
-
-    @property
-    def reach(self) -> float:
-        return max((each.distance for each in known(self.points)), default=0.0)
+    def known(self) -> list[Point]:
+        """The evaluations of which accuracy and distance are known."""
+        return [point for point in self.points if point.kl and point.accuracy is not None]
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        return interval(self.at.accuracy if self.at else None, self.pairs)
+        return interval(self.at.accuracy, self.values["pairs"])
+
+    @property
+    def merit(self) -> tuple[float | None, float]:
+        """What it is ranked by: the accuracy, and among equals the length-controlled one."""
+        return self.at.accuracy, self.values["length_controlled_accuracy"] or 0.0
 
 
 @dataclass
@@ -78,8 +68,19 @@ class Comparison:
 
     entries: list[Entry]
     measure: str
-    common: float | None
+    common: float | None = None
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def distance(self) -> str:
+        """The name of the distance from the reference."""
+        return "KL" if self.measure == KL else "|log-ratio|"
+
+    @property
+    def headline(self) -> str:
+        if self.common is None:
+            return "Held-out accuracy, final values (not at matched KL)"
+        return f"Held-out accuracy at matched KL: {self.measure} near {self.common:.3g} nats"
 
 
 def compare(folders: list[Path]) -> Comparison:
@@ -96,58 +97,53 @@ def compare(folders: list[Path]) -> Comparison:
             notes.append(f"{each.path} is left out: {why}.")
     if not finished:
         raise ReportError("No run to compare:\n  " + "\n  ".join(notes))
-    measure = KL if all(_has_kl(each.last_stage) for each in finished) else LOG_RATIO
-    names = _names(finished)
-    entries = [_entry(each, name, measure) for each, name in zip(finished, names, strict=True)]
-    found = Comparison(entries, measure, None, notes + _unlike(entries))
+    kls = [finite((each.last_stage.summary.get("held_out") or {}).get(f"eval_{KL}")) for each in finished]
+    measure, names = LOG_RATIO if None in kls else KL, [each.name for each in finished]
+    entries = [entry(each, each.name if names.count(each.name) == 1 else str(each.path), measure) for each in finished]
+    found = Comparison(entries, measure, notes=notes + differences(entries))
     rank_all(found)
     return found
 
 
 def rank_all(found: Comparison) -> None:
     """Choose the evaluation that stands for each run, rank by its accuracy, and say what had to be done to it."""
-    scored = [each for each in found.entries if each.final.accuracy is not None]
-    moved = [each for each in scored if each.reach >= FLOOR[found.measure]]
+    moved = []
     for each in found.entries:
-        each.at = each.final
-    for each in scored:
-        if each not in moved:
-            found.notes.append(f"{each.name} did not move ({each.reach:.2g} nats per token), and is not ranked.")
+        reach = max((point.kl for point in each.known), default=0.0)
+        if each.at.accuracy is not None and reach >= FLOOR[found.measure]:
+            moved.append(each)
+        elif each.at.accuracy is not None:
+            found.notes.append(f"{each.name} did not move ({reach:.2g} nats per token), and is not ranked.")
     if moved:
         match(found, moved)
     for each in moved:  # equals share a rank
-        each.rank = 1 + sum(merit(other) > merit(each) for other in moved)
-    controlled = [each for each in moved if each.length_controlled is not None]
-    for each in controlled:
-        each.rank_length_controlled = 1 + sum(o.length_controlled > each.length_controlled for o in controlled)
-    best = sorted(moved, key=lambda each: (each.rank, each.name))
-    near = [each.name for each in best[1:] if best[0].interval and each.at.accuracy >= best[0].interval[0]]
+        each.rank = 1 + sum(other.merit > each.merit for other in moved)
+        if each.values["length_controlled_accuracy"] is not None:
+            each.rank_length_controlled = 1 + sum(other.merit[1] > each.merit[1] for other in moved)
+    found.entries.sort(key=lambda each: (each.rank or math.inf, each.name))
+    best = found.entries[0]
+    near = [
+        each.name for each in found.entries[1 : len(moved)] if best.interval and each.at.accuracy >= best.interval[0]
+    ]
     if near:
-        found.notes.append(
-            f"{best[0].pairs} held-out pairs do not tell {best[0].name} apart from {', '.join(near)}: within its 95% "
-            "interval."
-        )
-    rest = [each for each in found.entries if each.rank is None]
-    found.entries = best + sorted(rest, key=lambda each: each.name)
-
-
-def merit(entry: Entry) -> tuple[float, float]:
-    """What a run is ranked by: its accuracy, and among equals the length-controlled one."""
-    return entry.at.accuracy, entry.length_controlled or 0.0
+        told = f"{best.values['pairs']} held-out pairs do not tell {best.name} apart from {', '.join(near)}"
+        found.notes.append(f"{told}: within its 95% interval.")
 
 
 def match(found: Comparison, moved: list[Entry]) -> None:
     """Set `at` of each to its evaluation at the common distance, or leave all at their final ones."""
     floor, near = FLOOR[found.measure], NEAR[found.measure]
-    seen = {point.distance for each in moved for point in known(each.points) if point.distance >= floor}
-    ends = min((each.final.distance for each in moved if each.final.distance), default=floor)
-    for common in sorted(seen, key=lambda distance: abs(math.log(distance / ends))):
-        nearest = [nearest_to(common, each.points) for each in moved]
-        if all(common / near <= point.distance <= common * near for point in nearest):
+    seen = {point.kl for each in moved for point in each.known if point.kl >= floor}
+    ends = min((each.points[-1].kl for each in moved if each.points[-1].kl), default=floor)
+    for common in sorted(seen, key=lambda kl: abs(math.log(kl / ends))):
+        # of each run the point at the least ratio to the distance; of equals the later
+        far = [min(reversed(each.known), key=lambda point: abs(math.log(point.kl / common))) for each in moved]
+        if all(common / near <= point.kl <= common * near for point in far):
             found.common = common
-            for each, point in zip(moved, nearest, strict=True):
+            for each, point in zip(moved, far, strict=True):
                 each.at = point
-            found.notes.extend(filter(None, map(_other_accuracy, moved)))
+                if note := other_accuracy(each):
+                    found.notes.append(f"{each.name}, before its end: {note}.")
             return
     found.notes.append(
         "Not at matched KL: at no distance from the reference do all runs have an evaluation, so final values are "
@@ -156,65 +152,66 @@ def match(found: Comparison, moved: list[Entry]) -> None:
     )
 
 
-def known(points: list[Point]) -> list[Point]:
-    return [point for point in points if point.distance and point.accuracy is not None]
+def other_accuracy(entry: Entry) -> str | None:
+    """What an evaluation before the last counts as right, where it is not the implicit reward of pairs."""
+    if entry.at is entry.points[-1]:
+        return None
+    if (entry.record.config.get("loss") or {}).get("view") == "unpaired":
+        return "the accuracy of all (good, bad) answers of a batch, not of pairs"
+    logged = entry.record.series("logratios/chosen_per_token", held_out=True)
+    return None if logged else "the accuracy by log-prob, for its trainer has no reference"
 
 
-def nearest_to(distance: float, points: list[Point]) -> Point:
-    """The point at the least ratio to a distance; of equals the later."""
-    return min(reversed(known(points)), key=lambda point: abs(math.log(point.distance / distance)))
-
-
-def _entry(run: Record, name: str, measure: str) -> Entry:
+def entry(run: Record, name: str, measure: str) -> Entry:
     stage = run.last_stage
-    look, loss = stage.last_look, stage.config.get("loss") or {}
+    look, loss, samples = stage.last_look, stage.config.get("loss") or {}, stage.summary.get("samples") or []
     controlled = finite(look.get("length_controlled_accuracy"))
-    return Entry(
-        record=stage,
-        name=name,
-        loss=stage.choice("loss") or "-".join(map(str, _listed(loss.get("loss_type")))) or "?",
-        beta=finite(loss.get("beta")),
-        learning_rate=finite((stage.config.get("train") or {}).get("learning_rate")),
-        points=_points(stage, measure),
-        pairs=pairs(look),
-        length_controlled=evenly_by_length(look) if controlled is None else controlled,
-        words=_words(stage.summary.get("samples") or []),
-        healthy={GOOD: True, BAD: False}.get(verdict(run).tone),
-    )
+    if controlled is None:  # as if all buckets of length held as many pairs
+        shares = [finite(bucket.get(accuracy_name(look))) for bucket in look.get("by_length") or []]
+        controlled = mean([share for share in shares if share is not None])
+    types = loss.get("loss_type") or "?"
+    values = {
+        "loss": stage.choice("loss") or "-".join(map(str, types if isinstance(types, list) else [types])),
+        "beta": finite(loss.get("beta")),
+        "learning_rate": finite((stage.config.get("train") or {}).get("learning_rate")),
+        "pairs": pairs(look),
+        "length_controlled_accuracy": controlled,
+        "answer_words_before": mean([len(str(each.get("before", "")).split()) for each in samples]),
+        "answer_words_after": mean([len(str(each.get("after", "")).split()) for each in samples]),
+        "healthy": {GOOD: True, BAD: False}.get(verdict(run).tone),
+    }
+    points = evaluations(stage, measure)
+    return Entry(stage, name, points, points[-1], values)
 
 
-def evenly_by_length(look: dict) -> float | None:
-    """The accuracy if all buckets of length held as many pairs: the mean of the buckets' accuracies."""
-    found = [finite(bucket.get(accuracy_name(look))) for bucket in look.get("by_length") or []]
-    shares = [share for share in found if share is not None]
-    return sum(shares) / len(shares) if shares else None
+def mean(numbers: list[float]) -> float | None:
+    return sum(numbers) / len(numbers) if numbers else None
 
 
-def _points(stage: Record, measure: str) -> list[Point]:
-    look = stage.last_look
+def evaluations(stage: Record, measure: str) -> list[Point]:
+    """A run's held-out evaluations in order of steps, the summary's last."""
+    look, last, far = stage.last_look, stage.last_step, distances(stage, measure)
     accuracy, margin = (stage.series(f"rewards/{name}", held_out=True) for name in ("accuracies", "margins"))
-    far = _distances(stage, measure)
     if not stage.series("logratios/chosen_per_token", held_out=True):
         margin = {}  # without a reference, TRL's is of log-probs, and no reward that others' could be compared with
-    points = {step: Point(step, finite(accuracy[step]), finite(margin.get(step)), far.get(step)) for step in accuracy}
-    last = stage.last_step
-    points[last] = Point(last, finite(look.get("reward_accuracy")), finite(look.get("reward_margin")), far.get(last))
-    return [points[step] for step in sorted(points)]
+    accuracy |= {last: look.get("reward_accuracy")}
+    margin |= {last: look.get("reward_margin")}
+    return [Point(step, finite(accuracy[step]), finite(margin.get(step)), far.get(step)) for step in sorted(accuracy)]
 
 
-def _distances(stage: Record, measure: str) -> dict[int, float]:
+def distances(stage: Record, measure: str) -> dict[int, float]:
     """{step: how far the policy was from its reference}, on held-out answers, in nats per token."""
     last, kept = stage.last_step, stage.summary.get("held_out") or {}
     if measure == KL:
-        far = stage.series(KL, held_out=True) | {last: finite(kept.get(f"eval_{KL}"))}
+        far = stage.series(KL, held_out=True) | {last: kept.get(f"eval_{KL}")}
         return {step: value for step, value in far.items() if finite(value) is not None}
-    first, sides = stage.looks[0], []
-    for side in SIDES:
+    sides = []
+    for side in ("chosen", "rejected"):
         ratios = stage.series(f"logratios/{side}_per_token", held_out=True)
-        start = finite(first.get(f"logps_{side}_per_token"))
+        start = finite(stage.looks[0].get(f"logps_{side}_per_token"))
         if start is not None:
             logps = stage.series(f"logps/{side}_per_token", held_out=True)
-            logps[last] = finite(stage.last_look.get(f"logps_{side}_per_token"))
+            logps |= {last: finite(stage.last_look.get(f"logps_{side}_per_token"))}
             ratios.pop(last, None)  # the end is known from the summary
             ratios = {step: value - start for step, value in logps.items() if finite(value) is not None} | ratios
         sides.append({step: abs(value) for step, value in ratios.items() if finite(value) is not None})
@@ -222,58 +219,19 @@ def _distances(stage: Record, measure: str) -> dict[int, float]:
     return {step: (chosen[step] + rejected[step]) / 2 for step in chosen if step in rejected}
 
 
-def _has_kl(stage: Record) -> bool:
-    return finite((stage.summary.get("held_out") or {}).get(f"eval_{KL}")) is not None
-
-
-def _words(samples: list[dict]) -> tuple[float, float] | None:
-    if not samples:
-        return None
-    before, after = (sum(len(str(each.get(side, "")).split()) for each in samples) for side in ("before", "after"))
-    return before / len(samples), after / len(samples)
-
-
-def _other_accuracy(entry: Entry) -> str | None:
-    """What an evaluation before the last counts as right, where it is not the implicit reward of pairs."""
-    if entry.at is entry.final:
-        return None
-    if (entry.record.config.get("loss") or {}).get("view") == "unpaired":
-        return f"{entry.name}, before its end: the accuracy of all (good, bad) answers of a batch, not of pairs."
-    if not entry.record.series("logratios/chosen_per_token", held_out=True):
-        return f"{entry.name}, before its end: the accuracy by log-prob, for its trainer has no reference."
-    return None
-
-
-def _names(records: list[Record]) -> list[str]:
-    """Folder names, longer ones where two are the same."""
-    short = [each.name for each in records]
-    return [str(each.path) if short.count(name) > 1 else name for each, name in zip(records, short, strict=True)]
-
-
-def _unlike(entries: list[Entry]) -> list[str]:
+def differences(entries: list[Entry]) -> list[str]:
     """What makes the numbers of these runs incomparable."""
-    notes = []
-    data = {str(_held_out_source(each.record)) for each in entries}
-    if len(data) > 1:
+    notes, sources = [], set()
+    for config in (each.record.config for each in entries):
+        data, seed = config.get("data") or {}, (config.get("train") or {}).get("seed")
+        drawn = (data.get("eval_fraction"), data.get("max_rows"), seed)
+        sources.add(str((data.get("path"), data.get("eval_split") or drawn)))
+    if len(sources) > 1:
         notes.append(
             "The runs held out different rows (data.*, train.seed): their accuracies are not of the same pairs."
         )
     starts = [finite(each.record.looks[0].get("perplexity")) for each in entries]
     if None not in starts and max(starts) > 1.01 * min(starts):
-        notes.append(
-            f"The runs start from different models (perplexity {min(starts):.4g} to {max(starts):.4g}): equal KL is no "
-            "equal distance from one model."
-        )
+        between = f"perplexity {min(starts):.4g} to {max(starts):.4g}"
+        notes.append(f"The runs start from different models ({between}): equal KL is no equal distance from one model.")
     return notes
-
-
-def _held_out_source(stage: Record) -> tuple:
-    data = stage.config.get("data") or {}
-    if data.get("eval_split"):
-        return data.get("path"), data.get("eval_split")
-    seed = (stage.config.get("train") or {}).get("seed")
-    return data.get("path"), data.get("eval_fraction"), data.get("max_rows"), seed
-
-
-def _listed(value: object) -> list:
-    return value if isinstance(value, list) else [] if value is None else [value]

@@ -3,6 +3,7 @@
 import io
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -10,12 +11,18 @@ import matplotlib
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 WIDTH, HEIGHT = 380, 200  # points, which the page scales: about what a phone shows
 CURVES = ("a", "b", "c", "d", "e", "f")  # colours of curves; these and the others are variables of style.css
 STAND_IN = {name: f"#0{i:x}beef" for i, name in enumerate(("ink", "soft", "line", "red", *CURVES))}
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "preftune", "font.size": 11, "axes.linewidth": 0.8}
+LINE, SOFT, RED = (STAND_IN[name] for name in ("line", "soft", "red"))
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "preftune", "font.size": 11, "figure.facecolor": "none"}
+STYLE |= {"axes.facecolor": "none", "axes.linewidth": 0.8, "axes.edgecolor": LINE, "axes.axisbelow": True}
+STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.labelcolor": SOFT, "axes.labelpad": 2}
+STYLE |= {"axes.grid": True, "axes.grid.axis": "y", "grid.color": LINE, "grid.linewidth": 0.6}
+STYLE |= {f"{axis}tick.{key}": value for axis in "xy" for key, value in
+          {"color": LINE, "labelcolor": SOFT, "major.size": 3}.items()}  # fmt: skip
 
 
 @dataclass
@@ -30,6 +37,10 @@ class Curve:
     @property
     def not_finite(self) -> list[float]:
         return [step for step, value in self.values.items() if not math.isfinite(value)]
+
+    @property
+    def finite(self) -> list[float]:
+        return [value for value in self.values.values() if math.isfinite(value)]
 
 
 @dataclass
@@ -52,7 +63,7 @@ class Plot:
         """Limits of y: the data, and thresholds that are not so far off that they would flatten it."""
         if self.limits:
             return self.limits[0] - 0.03, self.limits[1] + 0.03
-        numbers = [v for curve in self.curves for v in curve.values.values() if math.isfinite(v)] or [0.0, 1.0]
+        numbers = [value for curve in self.curves for value in curve.finite] or [0.0, 1.0]
         low, high = min(numbers), max(numbers)
         span = max(high - low, 1e-3 * max(abs(low), abs(high))) or 1.0
         near = [height for height in self.thresholds if low - span <= height <= high + span]
@@ -75,90 +86,70 @@ class Plot:
     @property
     def spoken(self) -> str:
         """The plot for those who cannot see it."""
-        finite = {c.label: [v for v in c.values.values() if math.isfinite(v)] for c in self.curves}
-        ends = [f"{label} from {values[0]:.3g} to {values[-1]:.3g}" for label, values in finite.items() if values]
+        ends = [f"{c.label} from {c.finite[0]:.3g} to {c.finite[-1]:.3g}" for c in self.curves if c.finite]
         return f"{self.title}: {'; '.join(ends) or 'no finite value'}"
 
     def svg(self) -> Markup:
         """The plot as an SVG element."""
         with matplotlib.rc_context(STYLE):
             drawing = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
-            axes = drawing.add_axes((0.145, 0.21, 0.835, 0.75))
-            axes.patch.set_visible(False)
-            drawing.patch.set_visible(False)
+            axes = drawing.add_axes((0.145, 0.21, 0.835, 0.75), xlabel=self.x_label, ylim=self.y_range)
             for curve in self.curves:
-                _draw(axes, curve)
-            axes.set_ylim(*self.y_range)
+                draw_curve(axes, curve)
             steps = {step for curve in self.curves for step in curve.values}
             if self.x_label == "step" and len(steps) == 1:
                 axes.set_xlim(min(steps) - 1, min(steps) + 1)
-            _thresholds(axes, self)
-            _findings(axes, self)
-            _dress(axes, self)
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=self.x_label == "step"))
+            axes.yaxis.set_major_locator(MaxNLocator(5))
+            axes.xaxis.set_major_formatter(lambda value, _: tick(value, "{:.6g}"))
+            axes.yaxis.set_major_formatter(
+                lambda value, _: tick(value, "{:.0%}" if self.limits == (0, 1) else "{:.6g}")
+            )
+            draw_marks(axes, self)
             buffer = io.StringIO()
             drawing.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-        return _inline(buffer.getvalue(), self.spoken)
+        return inline(buffer.getvalue(), self.spoken)
 
 
-def _draw(axes: Axes, curve: Curve) -> None:
+def draw_curve(axes: Axes, curve: Curve) -> None:
     """The line, with a cross at the bottom for every value that is NaN or infinite."""
     values = [value if math.isfinite(value) else math.nan for value in curve.values.values()]
     dots = {"marker": "o", "markersize": 3.5 if curve.dashed else 2.5} if len(values) <= 12 or curve.dashed else {}
     dashes = (0, (3, 2)) if curve.dashed else "-"
     axes.plot(list(curve.values), values, color=STAND_IN[curve.colour], linewidth=1.5, linestyle=dashes, **dots)
-    if steps := curve.not_finite:
-        bottom = {"transform": axes.get_xaxis_transform(), "markersize": 5}
-        axes.plot(steps, [0.03] * len(steps), "x", color=STAND_IN["red"], **bottom)
+    for step in curve.not_finite:
+        axes.plot(step, 0.03, "x", color=RED, transform=axes.get_xaxis_transform(), markersize=5)
 
 
-def _thresholds(axes: Axes, plot: Plot) -> None:
+def draw_marks(axes: Axes, plot: Plot) -> None:
+    """Thresholds, and a line at the step of each finding with its number; one line for all findings of a step."""
     low, high = plot.y_range
     for height, words in plot.thresholds.items():
         if not low <= height <= high:
             continue
         ours, top = words.startswith("health."), height > low + 0.88 * (high - low)
-        colour = STAND_IN["red" if ours else "soft"]
+        colour, at, align = (RED, 0.99, "right") if ours else (SOFT, 0.01, "left")
+        place = {"va": "top" if top else "bottom", "xytext": (0, -3 if top else 3), "textcoords": "offset points"}
         axes.axhline(height, color=colour, linewidth=0.9, linestyle=(0, (5, 3)), zorder=1)
-        if words:
-            axes.annotate(
-                words, (0.99 if ours else 0.01, height), xycoords=("axes fraction", "data"),
-                xytext=(0, -3 if top else 3), textcoords="offset points", ha="right" if ours else "left",
-                va="top" if top else "bottom", color=colour, fontsize=9.5,
-            )  # fmt: skip
-
-
-def _findings(axes: Axes, plot: Plot) -> None:
-    """A line at the step of each finding, with its number in the table of findings; one line for all of a step."""
-    at: dict[int, list[str]] = {}
-    for place, step in plot.findings:
-        at.setdefault(step, []).append(str(place))
-    for step, places in at.items():
-        axes.axvline(step, color=STAND_IN["red"], linewidth=1.2, zorder=1)
         axes.annotate(
-            ",".join(places), (step, 1), xycoords=("data", "axes fraction"), xytext=(3, -2),
-            textcoords="offset points", va="top", color=STAND_IN["red"], fontsize=11, fontweight="bold",
-        )  # fmt: skip
+            words, (at, height), xycoords=axes.get_yaxis_transform(), ha=align, color=colour, size=9.5, **place
+        )
+    numbers = defaultdict(list)
+    for number, step in plot.findings:
+        numbers[step].append(str(number))
+    for step, places in numbers.items():
+        place = {"va": "top", "xytext": (3, -2), "textcoords": "offset points"}
+        axes.axvline(step, color=RED, linewidth=1.2, zorder=1)
+        axes.annotate(
+            ",".join(places), (step, 1), xycoords=axes.get_xaxis_transform(), color=RED, weight="bold", **place
+        )
 
 
-def _dress(axes: Axes, plot: Plot) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(STAND_IN["line"])
-    axes.grid(axis="y", color=STAND_IN["line"], linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=STAND_IN["line"], labelcolor=STAND_IN["soft"], length=3)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=plot.x_label == "step"))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    form = "{:.0%}" if plot.limits == (0.0, 1.0) else "{:.6g}"
-    for axis, words in ((axes.xaxis, "{:.6g}"), (axes.yaxis, form)):
-        axis.set_major_formatter(FuncFormatter(lambda value, _, words=words: _tick(value, words)))
-    axes.set_xlabel(plot.x_label, color=STAND_IN["soft"], labelpad=2)
-
-
-def _tick(value: float, form: str) -> str:
+def tick(value: float, form: str) -> str:
     return form.format(value if abs(value) > 1e-12 else 0.0).replace("-", "−", 1)
 
 
-def _inline(text: str, spoken: str) -> Markup:
+def inline(text: str, spoken: str) -> Markup:
     """matplotlib's document as an element: no header, no metadata, colours as variables, a spoken name."""
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
     opening = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(spoken)}">'

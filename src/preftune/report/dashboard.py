@@ -32,27 +32,21 @@ def metrics(panel: Panel, part: str) -> list[str]:
     return [f"{part}/{metric}" for metric in panel.lines]
 
 
-def chart(panel: Panel, part: str) -> wr.LinePlot:
-    """A panel's lines over the steps; its title names the losses that log them."""
-    title = panel.title + (f" ({panel.losses})" if panel.losses else "")
-    return wr.LinePlot(title=title, x=STEP, y=metrics(panel, part))
-
-
-def table(name: str) -> wr.WeavePanelSummaryTable:
-    """A table that runs log (tracking.TABLES)."""
-    return wr.WeavePanelSummaryTable(table_name=f"tables/{name}", layout=wr.Layout(w=24, h=9))
-
-
 def sections() -> dict[str, list]:
-    """The parts of the workspace by title."""
-    parts = {
-        title: [chart(each, "train") for each in panels if "train" in each.shown]
-        for title, panels in BY_SUBJECT.items()
-    }
-    parts["Health"].append(table("findings"))
-    parts["Held-out"] = [chart(each, "eval") for each in PANELS if "eval" in each.shown]
-    parts["Samples"] = [table("samples"), table("data_findings")]
-    return parts
+    """The parts of the workspace by title: charts whose titles name the losses that log them, and the runs' tables."""
+
+    def charts(given: list[Panel], part: str) -> list[wr.LinePlot]:
+        titles = [panel.title + (f" ({panel.losses})" if panel.losses else "") for panel in given]
+        shown = [(title, panel) for title, panel in zip(titles, given, strict=True) if part in panel.shown]
+        return [wr.LinePlot(title=title, x=STEP, y=metrics(panel, part)) for title, panel in shown]
+
+    findings, samples, data = (
+        wr.WeavePanelSummaryTable(table_name=f"tables/{name}", layout=wr.Layout(w=24, h=9))
+        for name in ("findings", "samples", "data_findings")  # tracking.TABLES
+    )
+    parts = {title: charts(given, "train") for title, given in BY_SUBJECT.items()}
+    parts["Health"].append(findings)
+    return parts | {"Held-out": charts(PANELS, "eval"), "Samples": [samples, data]}
 
 
 def workspace(entity: str, project: str, name: str) -> ws.Workspace:
@@ -77,12 +71,14 @@ def build(project: str, entity: str | None, name: str, output: str) -> str:
     """
     mode, why = wandb_mode()
     path = Path(output)
+    url = json.loads(path.read_text(encoding="utf-8"))["url"] if path.exists() else None
+    counts = ", ".join(f"{title} {len(parts)}" for title, parts in sections().items())
     if mode != "online":
-        write(path, workspace(entity or "", project, name), url=saved_url(path))
-        return f"{why}\nwrote {path}: {describe()}\nPublish it: set WANDB_API_KEY (or `wandb login`), run this again"
+        write(path, workspace(entity or "", project, name), url)
+        return f"{why}\nwrote {path}: {counts}\nPublish it: set WANDB_API_KEY (or `wandb login`), run this again"
     try:
         made = workspace(entity or wandb.Api().default_entity, project, name)
-        if url := saved_url(path):
+        if url:
             before = ws.Workspace.from_url(url)
             before.sections, before.settings, before.name = made.sections, made.settings, made.name
             before.runset_settings = made.runset_settings
@@ -94,12 +90,7 @@ def build(project: str, entity: str | None, name: str, output: str) -> str:
             f"made by its first run), and entity={entity} yours? To make a new workspace, move {path} away"
         ) from error
     write(path, made, made.url)
-    return f"saved {made.url}: {describe()}"
-
-
-def describe() -> str:
-    """The number of panels in each section."""
-    return ", ".join(f"{title} {len(parts)}" for title, parts in sections().items())
+    return f"saved {made.url}: {counts}"
 
 
 def write(path: Path, made: ws.Workspace, url: str | None) -> None:
@@ -107,8 +98,3 @@ def write(path: Path, made: ws.Workspace, url: str | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     spec = made._spec["spec"]  # wandb-workspaces has no public name for it
     write_json(path, {"url": url, "entity": made.entity, "project": made.project, "name": made.name, "spec": spec})
-
-
-def saved_url(path: Path) -> str | None:
-    """The address that an earlier `build` saved the workspace at."""
-    return json.loads(path.read_text(encoding="utf-8"))["url"] if path.exists() else None

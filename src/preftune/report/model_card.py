@@ -31,17 +31,13 @@ def text(subject: Subject, name: str, base: str, difference: float) -> str:
     onto = "the quantized weights that it was trained over, dequantized" if quantized else "its base"
     if quantized and base == "original":
         onto = "the full-precision weights, although it was trained over quantized ones"
-    card = (
-        TEMPLATES.overlay(autoescape=False)
-        .get_template("card.md.jinja")
-        .render(  # Markdown, not HTML
-            card_data=front.to_yaml(),
-            name=name,
-            subject=subject,
-            run=of_run(subject) if subject.run else None,
-            onto=onto,
-            difference=f"{difference:.1e}",
-        )
+    card = TEMPLATES.get_template("card.md.jinja").render(  # Markdown, not HTML
+        card_data=front.to_yaml(),
+        name=name,
+        subject=subject,
+        run=of_run(subject) if subject.run else None,
+        onto=onto,
+        difference=f"{difference:.1e}",
     )
     return redacted(card)
 

@@ -1,9 +1,10 @@
 """The page of one run, or of a pipeline with all its stages: one HTML file that needs nothing beside it."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from preftune.evaluate.statistics import interval, percent
 from preftune.report import panels, record, terminal
@@ -14,7 +15,7 @@ from preftune.report.verdict import of_stage, verdict
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).with_name("templates")),
-    autoescape=True,
+    autoescape=select_autoescape(["html.jinja"]),
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
@@ -27,20 +28,12 @@ def shown(value: object) -> str:
     return short(value) or str("–" if value is None else value)
 
 
-def clock(seconds: object) -> str | None:
-    """Seconds as 3 min 20 s."""
-    if (seconds := finite(seconds)) is None:
-        return None
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return " ".join(f"{n} {unit}" for n, unit in ((hours, "h"), (minutes, "min"), (rest, "s")) if n) or "0 s"
-
-
 def as_yaml(values: dict) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=False)
 
 
-TEMPLATES.filters |= {"shown": shown, "percent": percent, "yaml": as_yaml}
+TEMPLATES.filters |= {"shown": shown, "percent": percent, "interval": interval, "finite": finite}
+TEMPLATES.filters |= {"thousands": "{:,}".format, "yaml": as_yaml}
 
 
 def render(template: str, **values: object) -> str:
@@ -78,14 +71,14 @@ def html(seen: Record) -> str:
 def cards(seen: Record) -> dict[str, str | None]:
     """The main numbers, large."""
     last, look = seen.last_stage, seen.last_look or seen.last_stage.last_look
-    accuracy = finite(look.get("reward_accuracy"))
+    accuracy, seconds = finite(look.get("reward_accuracy")), seen.summary.get("seconds") or last.summary.get("seconds")
     return {
         "held-out accuracy": None if accuracy is None else percent(accuracy),
         "held-out margin": short(look.get("reward_margin")),
         "KL per token": short((last.summary.get("held_out") or {}).get("eval_kl/per_token")),
         "perplexity of chosen": short(look.get("perplexity")),
         "steps": f"{last.last_step:,}",
-        "time": clock(seen.summary.get("seconds") or last.summary.get("seconds")),
+        "time": str(timedelta(seconds=round(finite(seconds)))) if finite(seconds) else None,
         "tokens per second": short(last.speed().get("tokens_per_second")),
     }
 
@@ -93,21 +86,16 @@ def cards(seen: Record) -> dict[str, str | None]:
 def stage_values(stage: Record) -> dict:
     """What the template shows of one training run, beside the files of the run."""
     shown = panels.shown(stage)
-    plots = [plot_of(panel, findings_on(panel, shown, stage.findings or []), stage) for panel in shown]
+    plan = stage.summary.get("plan") or stage.manifest.get("plan") or {}
+    memory = plan.get("memory_gb") if isinstance(plan.get("memory_gb"), dict) else {}
     return {
         "run": stage,
         "judged": of_stage(stage),
-        "plots": plots,
-        "drawn_thresholds": any(words.startswith("health.") for plot in plots for words in plot.thresholds.values()),
-        "perplexity": finite(stage.gate.get("perplexity") or stage.summary.get("perplexity")),
-        "limit": finite(stage.gate.get("max_perplexity")),
-        "on_fail": (stage.config.get("gate") or {}).get("on_fail"),
+        "plots": [plot_of(panel, findings_on(panel, shown, stage.findings or []), stage) for panel in shown],
         "rows": terminal.rows(stage.looks),
-        "by_reward": accuracy_name(stage.last_look) == "accuracy",
-        "lengths": by_length(stage.last_look),
-        "speed": speed(stage),
-        "memory": memory(stage),
-        "config": config_groups(stage),
+        "accuracy": accuracy_name(stage.last_look),
+        "speed": speed(plan, memory, stage.speed()),
+        "memory": memory,
     }
 
 
@@ -122,41 +110,11 @@ def plot_of(panel: Panel, marks: list[tuple[int, int]], stage: Record) -> Plot:
     return Plot(panel.title, curves, thresholds(panel, stage), marks, panel.limits)
 
 
-def by_length(look: dict) -> list[dict]:
-    """Held-out accuracy in buckets of length, each with its 95% interval."""
-    name, found = accuracy_name(look), []
-    for bucket in look.get("by_length") or []:
-        share, pairs = finite(bucket.get(name)), int(bucket["pairs"])
-        around = interval(share, pairs)
-        found.append({"tokens": bucket.get("tokens", ""), "pairs": pairs, "share": share, "interval": around})
-    return found
-
-
-def planned(stage: Record) -> dict:
-    return stage.summary.get("plan") or stage.manifest.get("plan") or {}
-
-
-def memory(stage: Record) -> dict:
-    """Planned memory by part, in GB."""
-    sizes = planned(stage).get("memory_gb")
-    return sizes if isinstance(sizes, dict) else {}
-
-
-def speed(stage: Record) -> list[tuple[str, str | None, str | None]]:
+def speed(plan: dict, memory: dict, measured: dict) -> list[tuple[str, str | None, str | None]]:
     """(name, planned, measured) of time and memory, as far as one of the two is known."""
-    plan, measured = planned(stage), stage.speed()
     seconds, tokens = finite(plan.get("seconds")), finite(plan.get("tokens"))
-    rows = [
-        ("seconds", seconds, measured.get("seconds")),
-        ("tokens", tokens, measured.get("tokens")),
-        ("tokens per second", tokens / seconds if tokens and seconds else None, measured.get("tokens_per_second")),
-        ("peak memory, GB", memory(stage).get("total"), measured.get("peak_memory_gb")),
-    ]
-    return [(name, short(plan), short(seen)) for name, plan, seen in rows if short(plan) or short(seen)]
-
-
-def config_groups(stage: Record) -> list[tuple[str, str | None, dict]]:
-    """(name, chosen file, values) of the config's groups; the keys beside the groups come last."""
-    groups = [(key, stage.choice(key), value) for key, value in stage.config.items() if isinstance(value, dict)]
-    plain = {key: value for key, value in stage.config.items() if not isinstance(value, dict)}
-    return [*groups, *([("beside the groups", None, plain)] if plain else [])]
+    rate = tokens / seconds if tokens and seconds else None
+    planned = {"seconds": seconds, "tokens": tokens, "tokens_per_second": rate, "peak_memory_gb": memory.get("total")}
+    names = {"tokens_per_second": "tokens per second", "peak_memory_gb": "peak memory, GB"}
+    rows = [(names.get(key, key), short(value), short(measured.get(key))) for key, value in planned.items()]
+    return [row for row in rows if row[1] or row[2]]

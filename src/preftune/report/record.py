@@ -1,5 +1,6 @@
 """Reading a run directory: each of its files may be missing, because a run may stop anywhere."""
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -92,10 +93,8 @@ class Record:
 
 def number(value: object) -> float | None:
     """A float, NaN and infinity among them (as a number, or as Python's json writes and str() prints them); or None."""
-    if isinstance(value, bool) or value is None:
-        return None
     try:
-        return float(value)
+        return None if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         return None
 
@@ -103,7 +102,7 @@ def number(value: object) -> float | None:
 def finite(value: object) -> float | None:
     """`number`, without NaN and infinity."""
     value = number(value)
-    return value if value is not None and math.isfinite(value) else None
+    return None if value is None or not math.isfinite(value) else value
 
 
 def accuracy_name(look: dict) -> str:
@@ -119,9 +118,7 @@ def pairs(look: dict) -> int | None:
 def short(value: object) -> str | None:
     """Four digits of a number; None where there is none."""
     value = finite(value)
-    if value is None:
-        return None
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return None if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def read(run: Path) -> Record:
@@ -130,7 +127,8 @@ def read(run: Path) -> Record:
         raise ReportError(f"{run}: no such folder. Name the directory of a run (output_dir), which holds config.yaml")
     if not (run / "config.yaml").exists():
         raise ReportError(f"{run}: no run directory (it holds no config.yaml). Name a run's output_dir")
-    stages = [read(path.parent) for path in run.glob("*/config.yaml")]
+    configs = sorted(run.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
+    stages = [read(path.parent) for path in configs]
     rows, unreadable = _rows(run / "metrics.jsonl")
     return Record(
         path=run,
@@ -141,7 +139,7 @@ def read(run: Path) -> Record:
         rows=rows,
         unreadable=unreadable,
         samples=_rows(run / "samples.jsonl")[0],
-        stages=sorted(stages, key=_begun),
+        stages=sorted(stages, key=lambda stage: stage.manifest.get("created", "9999")),
     )
 
 
@@ -160,10 +158,6 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
-def _begun(stage: Record) -> tuple[str, float]:
-    return stage.manifest.get("created", "9999"), (stage.path / "config.yaml").stat().st_mtime
-
-
 def _load(path: Path, kind: type, parse: Callable[[str], object] = json.loads) -> object:
     """The value in a file, None where there is no file. Raises ReportError where it holds no value of this kind."""
     if not path.exists():
@@ -180,17 +174,14 @@ def _load(path: Path, kind: type, parse: Callable[[str], object] = json.loads) -
 
 def _rows(path: Path) -> tuple[list[dict], int]:
     """The rows of a .jsonl and the number of unreadable lines: a killed run may leave its last line unfinished."""
-    rows, unreadable = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        try:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    lines, rows = list(filter(str.strip, text.splitlines())), []
+    for line in lines:
+        with contextlib.suppress(json.JSONDecodeError):
             row = json.loads(line)
-        except json.JSONDecodeError:
-            row = None
-        if isinstance(row, dict) and number(row.get("step")) is not None:
-            rows.append(row)
-        else:
-            unreadable += bool(line.strip())
-    return rows, unreadable
+            if isinstance(row, dict) and number(row.get("step")) is not None:
+                rows.append(row)
+    return rows, len(lines) - len(rows)
 
 
 def metrics(run: Path) -> list[dict]:

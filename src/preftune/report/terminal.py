@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from preftune.report.record import finite
 
@@ -24,10 +24,25 @@ def table(summary: dict, run: Path) -> str:
     console = Console(width=110, force_terminal=False)
     with console.capture() as captured:
         if summary["looks"]:
-            console.print(_numbers(summary["looks"]))
+            names = [Column(each["name"], justify="right") for each in summary["looks"]]
+            numbers = Table(Column(), *names, title="Held-out pairs", title_justify="left")
+            for label, cells in rows(summary["looks"]):
+                numbers.add_row(label, *cells)
+            console.print(numbers)
             for sample in summary["samples"]:
-                console.print(_answers(sample))
-        console.print(_where(run), highlight=False, soft_wrap=True)
+                title = f"“{sample['prompt']}”"
+                grid = Table(title=title, title_justify="left", show_header=False, show_lines=True, width=110)
+                for side in ("before", "after"):
+                    grid.add_row(side, sample[side])
+                console.print(grid)
+        files = [
+            path for path in ("model", "preference/model", "summary.json", "metrics.jsonl") if (run / path).exists()
+        ]
+        lines = [f"Run   {run}: {' · '.join(files)}"]
+        if tracked := sorted(run.glob("**/wandb/*run-*"), key=lambda path: path.stat().st_mtime):
+            lines.append(f"Look  wandb leet {tracked[-1]}   (in the terminal)")
+            lines.append(f"      wandb sync {tracked[-1]}   (to the dashboard)")
+        console.print("\n".join(lines), highlight=False, soft_wrap=True)
     return captured.get()
 
 
@@ -39,29 +54,3 @@ def rows(looks: list[dict]) -> list[tuple[str, list[str]]]:
         if any(value is not None for value in values):
             found.append((label, ["–" if value is None else format(value, form) for value in values]))
     return found
-
-
-def _numbers(looks: list[dict]) -> Table:
-    numbers = Table(title="Held-out pairs", title_justify="left")
-    numbers.add_column()
-    for each in looks:
-        numbers.add_column(each["name"], justify="right")
-    for label, cells in rows(looks):
-        numbers.add_row(label, *cells)
-    return numbers
-
-
-def _answers(sample: dict) -> Table:
-    grid = Table(title=f"“{sample['prompt']}”", title_justify="left", show_header=False, show_lines=True, width=110)
-    grid.add_row("before", sample["before"])
-    grid.add_row("after", sample["after"])
-    return grid
-
-
-def _where(run: Path) -> str:
-    files = [path for path in ("model", "preference/model", "summary.json", "metrics.jsonl") if (run / path).exists()]
-    lines = [f"Run   {run}: {' · '.join(files)}"]
-    if tracked := sorted(run.glob("**/wandb/*run-*"), key=lambda path: path.stat().st_mtime):
-        lines.append(f"Look  wandb leet {tracked[-1]}   (in the terminal)")
-        lines.append(f"      wandb sync {tracked[-1]}   (to the dashboard)")
-    return "\n".join(lines)

@@ -40,32 +40,43 @@ def verdict(record: Record) -> Verdict:
 
 def of_stage(record: Record) -> Verdict:
     """The verdict on one training run, from how it ended and from its findings."""
+    findings = record.findings or []
+    reasons = [f"{finding.get('code')}: {finding.get('meaning')}" for finding in findings]
+    remedies = list(dict.fromkeys(str(finding["remedy"]) for finding in findings if finding.get("remedy")))
+    of_data = [each.get("code") for each in record.data_findings or [] if each.get("severity") in ("error", "warning")]
+    of_data = [f"The data: {', '.join(map(str, of_data))} (below)."] if of_data else []
     if not record.summary:
-        return unfinished(record)
-    findings, told = record.findings or [], results(record) + of_data(record)
+        return unfinished(record, reasons + of_data, remedies)
+    told = results(record) + of_data
     if findings:
         count = "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
         back = record.summary.get("rolled_back_to")
         count += f", and rolled back to {back}" if back else ""
-        return Verdict(BAD, f"Not healthy: finished, with {count}", reasons(findings) + told, remedies(findings))
-    if at_chance(record):
+        return Verdict(BAD, f"Not healthy: finished, with {count}", reasons + told, remedies)
+    onward = [f"Compare it: python -m recipes.compare {record.path} ANOTHER."]
+    if not record.has_evaluations:
+        how = "train.eval_strategy=steps train.eval_steps=50 would show when it was best"
+        onward.insert(0, f"Its held-out pairs were scored before and after only: {how}.")
+    onward.insert(0, f"The result lies in {record.path / 'model'}.")
+    accuracy = finite(record.last_look.get("reward_accuracy"))
+    low, _ = interval(accuracy, pairs(record.last_look)) or (accuracy, accuracy)
+    if low is not None and low <= 0.5:  # chance explains it
         headline = "Finished without a finding, but tells held-out pairs apart no better than a coin"
         more = "More steps, more pairs or a higher train.learning_rate; the curves below show which way it went."
-        return Verdict(UNSURE, headline, told, [more, *onward(record)])
+        return Verdict(UNSURE, headline, told, [more, *onward])
     if record.findings is None:
-        return Verdict(UNSURE, "Finished; its health was not watched (no findings.json)", told, onward(record))
-    return Verdict(GOOD, "Healthy: finished, without a finding", told, onward(record))
+        return Verdict(UNSURE, "Finished; its health was not watched (no findings.json)", told, onward)
+    return Verdict(GOOD, "Healthy: finished, without a finding", told, onward)
 
 
-def unfinished(record: Record) -> Verdict:
+def unfinished(record: Record, told: list[str], remedies: list[str]) -> Verdict:
     """The verdict on a run that a guard stopped, that ended in another way, or that still runs."""
-    findings, state = record.findings or [], record.status.get("state")
-    told = reasons(findings) + of_data(record)
-    guard = next((each for each in findings if stops(record, each)), None)
+    state = record.status.get("state")
+    guard = next((each for each in record.findings or [] if stops(record, each)), None)
     if guard and state not in ("interrupted", "failed"):
         step = finite(guard.get("step"))
         when = f"at step {step:g}" if step else "before the first step"
-        return Verdict(BAD, f"Stopped {when}: {guard.get('code')}", told, remedies(findings))
+        return Verdict(BAD, f"Stopped {when}: {guard.get('code')}", told, remedies)
     known = [str(record.status["why"])] if record.status.get("why") else []
     if not record.manifest and state != "running":
         why = known or ["There is no manifest.json: the model or the data could not be loaded, or were refused."]
@@ -73,7 +84,7 @@ def unfinished(record: Record) -> Verdict:
         return Verdict(BAD, "Did not start", why + told, [remedy])
     why = known or ["There is no summary.json: it broke off, or it still runs."]
     verb = {"interrupted": "Interrupted", "failed": "Failed"}.get(state, "Not finished:")
-    return Verdict(BAD, f"{verb} at step {record.last_step}", why + told, [resume(record), *remedies(findings)])
+    return Verdict(BAD, f"{verb} at step {record.last_step}", why + told, [resume(record), *remedies])
 
 
 def stops(record: Record, finding: dict) -> bool:
@@ -82,14 +93,6 @@ def stops(record: Record, finding: dict) -> bool:
     if code == "perplexity":
         return gate.get("on_fail") == "stop"
     return code.startswith("step0_") or code.endswith("_not_finite") or health.get("action", "warn") != "warn"
-
-
-def reasons(findings: list[dict]) -> list[str]:
-    return [f"{finding.get('code')}: {finding.get('meaning')}" for finding in findings]
-
-
-def remedies(findings: list[dict]) -> list[str]:
-    return list(dict.fromkeys(str(finding["remedy"]) for finding in findings if finding.get("remedy")))
 
 
 def resume(record: Record) -> str:
@@ -104,39 +107,11 @@ def results(record: Record) -> list[str]:
     first, last, told = record.looks[0], record.looks[-1], []
     if (accuracy := finite(last.get("reward_accuracy"))) is not None:
         margin = finite(last.get("reward_margin"))
-        told.append(
-            f"Held-out accuracy {percent(accuracy, pairs(last))}{'' if margin is None else f', margin {margin:.3g}'}."
-        )
-    for key, name, form in (
-        ("logp_accuracy", "Accuracy by log-prob per token", ".1%"),
-        ("perplexity", "Perplexity of the chosen answers", ".2f"),
-    ):
+        beside = "" if margin is None else f", margin {margin:.3g}"
+        told.append(f"Held-out accuracy {percent(accuracy, pairs(last))}{beside}.")
+    logp, chosen = "Accuracy by log-prob per token", "Perplexity of the chosen answers"
+    for key, name, form in (("logp_accuracy", logp, ".1%"), ("perplexity", chosen, ".2f")):
         before, after = finite(first.get(key)), finite(last.get(key))
         if before is not None and after is not None:
             told.append(f"{name}: {before:{form}} before, {after:{form}} after.")
     return told
-
-
-def of_data(record: Record) -> list[str]:
-    noted = [
-        str(each.get("code")) for each in record.data_findings or [] if each.get("severity") in ("error", "warning")
-    ]
-    return [f"The data: {', '.join(noted)} (below)."] if noted else []
-
-
-def at_chance(record: Record) -> bool:
-    """Whether chance explains the held-out accuracy: 50% lies within its 95% interval, or above it."""
-    accuracy = finite(record.last_look.get("reward_accuracy"))
-    around = interval(accuracy, pairs(record.last_look))
-    return accuracy is not None and (around[0] if around else accuracy) <= 0.5
-
-
-def onward(record: Record) -> list[str]:
-    """What to do with a finished run."""
-    told = [f"The result lies in {record.path / 'model'}."]
-    if not record.has_evaluations:
-        told.append(
-            "Its held-out pairs were scored before and after only: train.eval_strategy=steps train.eval_steps=50 would "
-            "show when it was best."
-        )
-    return [*told, f"Compare it: python -m recipes.compare {record.path} ANOTHER."]
