@@ -42,6 +42,9 @@ def table(summary: dict, run: Path) -> str:
         if tracked := sorted(run.glob("**/wandb/*run-*"), key=lambda path: path.stat().st_mtime):
             lines.append(f"Look  wandb leet {tracked[-1]}   (in the terminal)")
             lines.append(f"      wandb sync {tracked[-1]}   (to the dashboard)")
+        if (run / "exported").exists():
+            lines.append(f"Next  python -m recipes.chat run={run} --compare   (beside what it started from)")
+            lines.append("      python -m recipes.inspect_data data=file data.path=YOURS.jsonl   (your data)")
         console.print("\n".join(lines), highlight=False, soft_wrap=True)
     return captured.get()
 
