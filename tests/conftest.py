@@ -113,3 +113,17 @@ def trained(tmp_path_factory, pairs_file):
 def settings():
     """settings("evaluate", "kl_prompts=2"): the composed config of a recipe that trains nothing."""
     return composed_once
+
+
+FAST = {  # of seconds: they start no process and train no model
+    "test_fields", "test_values", "test_rules", "test_renamed", "test_hardware", "test_remedies", "test_house",
+    "test_closed_forms", "test_mechanics", "test_global_batch", "test_layout", "test_statistics", "test_scoring",
+    "test_conversions", "test_shapes", "test_mixing", "test_demo_data", "test_record", "test_comparison",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """`make test ARGS="-m fast"` runs the tests of FAST alone."""
+    for item in items:
+        if item.path.stem in FAST and item.get_closest_marker("slow") is None:
+            item.add_marker("fast")
