@@ -21,17 +21,18 @@ from preftune.models.tokenizer import stop_tokens
 REQUEST = " Answer in one short sentence."
 TRIES, SEED, BATCH = 4, 0, 32
 HELD_OUT = 64  # spread over the prompts
+SAMPLING = {"do_sample": True, "temperature": 0.5, "top_p": 0.9, "top_k": 0}
 TOKENS = {"chosen": 48, "rejected": 80}
 HERE = Path(__file__).parent
 FOLDER = HERE.parent / "src/preftune/data/demo"
 
 
 def drawn(model, tokenizer, prompts: list[str], max_new_tokens: int) -> list[tuple[str, bool]]:
-    """(answer, whether it ended by itself) to each prompt, at temperature 0.7."""
+    """(answer, whether it ended by itself) to each prompt."""
     found = []
     for start in range(0, len(prompts), BATCH):
         batch = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + BATCH]]
-        for _, ids in generated(model, tokenizer, batch, max_new_tokens, do_sample=True, temperature=0.7, top_k=0):
+        for _, ids in generated(model, tokenizer, batch, max_new_tokens, **SAMPLING):
             text = tokenizer.decode(ids, skip_special_tokens=True).strip()
             found.append((text, ids[-1] in stop_tokens(tokenizer)))
         print(f"{min(start + BATCH, len(prompts))} of {len(prompts)} prompts answered", flush=True)

@@ -28,7 +28,7 @@ def test_a_model_that_cannot_be_had_is_one_clear_line(typed, offline):
 def test_recipes_run_from_any_folder(typed, pairs_file, tmp_path, recipe):
     done = typed(f"recipes.{recipe}", "model=tiny", "data=file", f"data.path={pairs_file}", "output_dir=here", *CPU)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "here" / "summary.json").read_text())["looks"]
+    assert json.loads((tmp_path / "here" / "summary.json").read_text())["snapshots"]
     assert "Warning" not in done.stderr and "Traceback" not in done.stderr
 
 

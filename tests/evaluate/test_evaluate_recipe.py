@@ -28,13 +28,13 @@ def test_a_run_is_evaluated_on_what_it_held_out_with_its_own_numbers(trained, se
     run = trained("dpo")
     told, checkpoint = told_of(settings("evaluate", *SHORT, f"models=[{run},{run}/checkpoint-3]", "format=json"))
     summary = json.loads((run / "summary.json").read_text())
-    last = summary["looks"][-1]
+    last = summary["snapshots"][-1]
     assert told.keys() > CONTRACT
     assert told["pairs"] == 6 and told["beta"] == 0.1 and told["reference"] == "embedded://tiny"
     assert told["accuracy"] == last["reward_accuracy"]
     assert told["margin"] == pytest.approx(last["reward_margin"], abs=1e-5)
     assert told["perplexity"] == pytest.approx(last["perplexity"], rel=1e-5)
-    assert told["reference_perplexity"] == pytest.approx(summary["looks"][0]["perplexity"], rel=1e-5)
+    assert told["reference_perplexity"] == pytest.approx(summary["snapshots"][0]["perplexity"], rel=1e-5)
     low, high = told["accuracy_ci"]
     assert low <= told["accuracy"] <= high
     assert told["kl"] > 0 and 0 < told["kl_tokens"] <= 8

@@ -31,8 +31,8 @@ def test_a_pipeline_in_four_bits_measures_against_its_sft_result(composed):
     run = Path(cfg.output_dir)
     first = json.loads((run / "preference" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
-    _, after_sft, _ = summary["looks"]
-    sft = json.loads((run / "sft" / "summary.json").read_text())["looks"][-1]
+    _, after_sft, _ = summary["snapshots"]
+    sft = json.loads((run / "sft" / "summary.json").read_text())["snapshots"][-1]
     # merged over the dequantized weights and quantized again, the model is the SFT result to the rounding of 4 bits
     assert after_sft["perplexity"] == pytest.approx(sft["perplexity"], rel=0.02)
 

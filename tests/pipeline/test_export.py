@@ -56,7 +56,7 @@ def test_the_card_tells_data_loss_results_lineage_and_versions(trained, tmp_path
     export.export(str(run), str(tmp_path / "model"), "bfloat16", "trained")
     card = (tmp_path / "model" / "README.md").read_text()
     manifest = json.loads((run / "preference" / "manifest.json").read_text())
-    last = json.loads((run / "preference" / "summary.json").read_text())["looks"][-1]
+    last = json.loads((run / "preference" / "summary.json").read_text())["snapshots"][-1]
     assert card.startswith("---\n") and "license" not in card.split("---")[1]
     for told in (
         "trl.DPOTrainer",

@@ -46,7 +46,7 @@ def test_the_reference_is_the_sft_result(finished):
 def test_the_summary_spans_both_stages(finished):
     cfg, summary = finished
     assert json.loads((Path(cfg.output_dir) / "summary.json").read_text()) == summary
-    start, after_sft, after_dpo = summary["looks"]
+    start, after_sft, after_dpo = summary["snapshots"]
     assert summary["logp_accuracy_before"] == start["logp_accuracy"]
     assert summary["perplexity"] == after_sft["perplexity"] < start["perplexity"]
     assert summary["accuracy_after"] == after_dpo["reward_accuracy"]
@@ -95,7 +95,7 @@ def test_an_unfinished_stage_goes_on_alone(composed, finished, capsys):
     record = json.loads((run / "preference" / "lineage.json").read_text())
     (run / "preference" / "lineage.json").write_text(json.dumps(record | {"finished": False}))
     (run / "preference" / "summary.json").unlink()
-    assert again(composed)["looks"] == finished[1]["looks"]
+    assert again(composed)["snapshots"] == finished[1]["snapshots"]
     told = capsys.readouterr().out
     assert "sft: finished before" in told and "resume: checkpoint-2" in told
 
@@ -104,8 +104,8 @@ def test_a_pipeline_starts_from_an_adapter(composed, finished, tmp_path):
     adapter = Path(finished[0].output_dir) / "sft" / "model"
     more = ["pipeline=from_adapter", f"pipeline.adapter={adapter}", f"output_dir={tmp_path / 'from_adapter'}"]
     summary = run_stages(composed("sft_dpo", *STAGES, *more))
-    sft = finished[1]["looks"][1]
-    assert summary["looks"][0]["perplexity"] == pytest.approx(sft["perplexity"], rel=1e-5)
+    sft = finished[1]["snapshots"][1]
+    assert summary["snapshots"][0]["perplexity"] == pytest.approx(sft["perplexity"], rel=1e-5)
 
 
 def test_a_stage_of_ones_own_is_a_section_with_a_loss(composed, tmp_path):

@@ -47,7 +47,7 @@ def a_run(tmp_path):
         if accuracy is not None:
             after |= {"reward_accuracy": accuracy, "reward_margin": 2.0}
         summary = {
-            "looks": [START, after],
+            "snapshots": [START, after],
             "samples": [{"prompt": "Why?", "before": "Well, who can say.", "after": "Because."}],
             "held_out": last if held_out is None else held_out,
             "perplexity": 9.0,

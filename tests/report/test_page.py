@@ -89,8 +89,8 @@ def test_findings_are_said_first_and_marked_at_their_step(a_run):
 
 
 def test_a_run_stopped_at_its_gate_has_a_page(a_run):
-    gate = {"perplexity": 33.4, "max_perplexity": 10.0, "passed": False, "pairs": 112, "strange_count": 1,
-            "strange_chosen": [{"prompt": "Why <b>?", "chosen": "So.", "logps_per_token": -9.1}]}  # fmt: skip
+    gate = {"perplexity": 33.4, "max_perplexity": 10.0, "passed": False, "pairs": 112, "outlier_count": 1,
+            "outliers": [{"prompt": "Why <b>?", "chosen": "So.", "logps_per_token": -9.1}]}  # fmt: skip
     findings = [finding("perplexity", 0, 33.4, 10.0)]
     text = page_of(a_run(findings=findings, gate_json=gate, summary_json=None))
     assert "Stopped before the first step: perplexity" in text
@@ -121,7 +121,7 @@ def test_an_accuracy_that_a_coin_may_have_is_not_called_healthy(a_run):
 
 def test_what_comes_from_data_is_escaped(a_run):
     bad = "<script>alert(1)</script>"
-    summary = {"looks": [], "samples": [{"prompt": bad, "before": bad, "after": bad}]}
+    summary = {"snapshots": [], "samples": [{"prompt": bad, "before": bad, "after": bad}]}
     noted = [{"code": "c", "severity": "warning", "count": 1, "of": 2, "says": bad, "examples": [bad], "remedy": bad}]
     config = {"data": {"path": bad}}
     text = page_of(
@@ -177,7 +177,7 @@ def test_a_pipeline_shows_every_stage_and_the_worst_first(a_run):
 def test_speed_and_memory_stand_beside_the_plan(a_run):
     plan = {"memory_gb": {"weights": 0.5, "total": 1.25}, "seconds": 60, "tokens": 6000}
     manifest = {"created": "1", "plan": plan}
-    summary = {"looks": [], "seconds": 75.0, "peak_memory_gb": 1.5, "tokens_per_second": 80.0}
+    summary = {"snapshots": [], "seconds": 75.0, "peak_memory_gb": 1.5, "tokens_per_second": 80.0}
     text = page_of(a_run(manifest_json=manifest, summary_json=summary))
     planned = '<td>peak memory, GB</td><td class="number">1.25</td><td class="number">1.5</td>'
     assert planned in text and "Planned memory by part, GB: weights 0.5." in text

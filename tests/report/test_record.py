@@ -44,7 +44,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "text"), [("summary.json", '{"looks": ['), ("manifest.json", "[]"), ("config.yaml", "a: [")]
+    ("file", "text"), [("summary.json", '{"snapshots": ['), ("manifest.json", "[]"), ("config.yaml", "a: [")]
 )
 def test_a_broken_file_is_named(a_run, file, text):
     run = a_run()

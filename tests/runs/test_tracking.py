@@ -128,7 +128,7 @@ def test_online_a_run_arrives_whole_with_its_exit_code_and_without_its_key(onlin
             tracker.samples(step, [{"prompt": "Tea?", "before": "no", "answer": f"yes, {step}"}])
         tracker.alert(FINDING)
         tracker.findings([FINDING])
-        tracker.summary({"perplexity": 12.5, "looks": [], "margin_before": None})
+        tracker.summary({"perplexity": 12.5, "snapshots": [], "margin_before": None})
         raise SystemExit(3)
     first, *_, last = online.operations["UpsertBucket"]
     run = first["name"]

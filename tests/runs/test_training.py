@@ -149,7 +149,7 @@ def test_a_folder_with_other_things_in_it_is_refused(composed):
 def test_what_failed_before_training_may_be_started_again_in_its_place(composed):
     with pytest.raises(ValueError, match="not a folder or file here"):
         train(composed("dpo", "model=path", "model.path=nobody/nothing"))
-    assert train(composed("dpo"))["looks"]
+    assert train(composed("dpo"))["snapshots"]
 
 
 def test_a_resumed_run_equals_the_unbroken_one(composed, tmp_path):

@@ -101,7 +101,7 @@ def test_rows_without_an_answer_token_left_are_left_out_and_counted(composed, lo
     assert f"left out: {count} training rows" in told and "held_out_loses_everything" in told
     assert torch.isfinite(torch.tensor(summary["held_out"]["eval_loss"]))
     if loss not in ("kto", "sft"):
-        looks = summary["looks"][-1]["by_length"]
+        looks = summary["snapshots"][-1]["by_length"]
         assert sum(each["pairs"] for each in looks) == 10
         accuracy = summary["held_out"]["eval_rewards/accuracies"]
         assert accuracy == pytest.approx(summary["accuracy_after"]) or loss != "dpo"

@@ -38,10 +38,10 @@ def command_line(config_name: str, argv: list[str] | None = None, here: bool = T
     the recipe needs what its hardware names.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
-    args, strangers = get_args_parser().parse_known_intermixed_args(arguments)
+    args, unknown = get_args_parser().parse_known_intermixed_args(arguments)
     if args.hydra_help or args.shell_completion or args.experimental_rerun:
         return arguments
-    options = dashed(arguments, strangers, args.overrides)
+    options = dashed(arguments, unknown, args.overrides)
     line = Line(args, config_name, here)
     if options or args.overrides or not line.only_shows:
         line.look(options)
@@ -56,14 +56,14 @@ def command_line(config_name: str, argv: list[str] | None = None, here: bool = T
     return arguments
 
 
-def dashed(arguments: list[str], strangers: list[str], overrides: list[str]) -> dict[str, str]:
+def dashed(arguments: list[str], unknown: list[str], overrides: list[str]) -> dict[str, str]:
     """Options in the style of other command lines (`--learning_rate 5e-6`) and the key=value that each stands for.
 
-    argparse gives up on what follows a strange option: overrides among it join the others, its value leaves them.
+    argparse gives up on what follows an unknown option: overrides among it join the others, its value leaves them.
     """
     found = {}
-    overrides += [stranger for stranger in strangers if not stranger.startswith("-")]
-    for option in [stranger for stranger in strangers if stranger.startswith("-")]:
+    overrides += [each for each in unknown if not each.startswith("-")]
+    for option in [each for each in unknown if each.startswith("-")]:
         name, equals, value = option.lstrip("-").partition("=")
         following = next(iter(arguments[arguments.index(option) + 1 :]), "=")
         if not equals and following in overrides and "=" not in following:

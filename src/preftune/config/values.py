@@ -108,11 +108,11 @@ def complaint(wants: Wants, key: str, value: object, default: object) -> Problem
         if isinstance(word, str) and (said := VALUES.get((key.rpartition(".")[2], word))):
             return Problem(key, f"{word} {said}")
     listed = wants.words or (wants.items.words if wants.items and isinstance(value, list) else ())
-    strange = next((word for word in words if isinstance(word, str) and word not in listed), None)
-    if listed and strange is not None and not isinstance(value, dict):
-        near = closest(strange, listed)
+    unknown = next((word for word in words if isinstance(word, str) and word not in listed), None)
+    if listed and unknown is not None and not isinstance(value, dict):
+        near = closest(unknown, listed)
         full = f" ({wants if wants.words else wants.items})" if len(listed) <= 16 or not near else ""
-        return Problem(key, f"no such value {strange!r}{f'; did you mean {near}?' if near else ''}{full}")
+        return Problem(key, f"no such value {unknown!r}{f'; did you mean {near}?' if near else ''}{full}")
     given = repr(value) if isinstance(value, str) else written(value)
     given = given if len(given) <= LONGEST else f"{given[:LONGEST]}… ({len(given):,} characters)"
     example = wants.example(value, BETTER_EXAMPLES.get(key, default))

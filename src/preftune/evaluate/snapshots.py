@@ -1,4 +1,4 @@
-"""What a run changed: looks at the model before and after, and the summary that is made of them."""
+"""What a run changed: snapshots of the model before and after, and the summary that is made of them."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from preftune.models import sharding
 
 
 @dataclass(frozen=True)
-class Look:
+class Snapshot:
     """A model at one moment: its scores of the held-out pairs, and its answers to the first prompts of these."""
 
     name: str
@@ -20,7 +20,7 @@ class Look:
     answers: dict[str, str]
 
 
-def look(name: str, trainer: Trainer, data: Data, cfg: DictConfig) -> Look | None:
+def take_snapshot(name: str, trainer: Trainer, data: Data, cfg: DictConfig) -> Snapshot | None:
     """The trainer's model as it is now on held-out pairs; None where the data has no pairs."""
     if data.eval_pairs is None:
         return None
@@ -32,22 +32,22 @@ def look(name: str, trainer: Trainer, data: Data, cfg: DictConfig) -> Look | Non
             trainer.model, tokenizer, data.eval_pairs, cfg.train.max_length, bool(cfg.hardware.bf16), fused
         )
         texts = generation.answers(trainer.model, tokenizer, prompts)
-    return Look(name, scores, {prompt[-1]["content"]: text for prompt, text in zip(prompts, texts, strict=True)})
+    return Snapshot(name, scores, {prompt[-1]["content"]: text for prompt, text in zip(prompts, texts, strict=True)})
 
 
-def summarize(trainer: Trainer, looks: list[Look | None], held_out: dict) -> dict:
-    """summary.json: perplexity at the start, accuracies, margins and log-probs at each look, samples, last metrics."""
+def summarize(trainer: Trainer, snapshots: list[Snapshot | None], held_out: dict) -> dict:
+    """summary.json: perplexity at the start, accuracies, margins, log-probs at each snapshot, samples, last metrics."""
     summary = {
         "loss": getattr(trainer.args, "loss_type", None) or trainer._name.lower(),
         "reference_forwards": getattr(trainer, "reference_forwards", None),
         "held_out": held_out,
-        "looks": [],
+        "snapshots": [],
         "samples": [],
     }
-    if None in looks:
+    if None in snapshots:
         return summary
-    first, last = looks
-    rows = [{"name": each.name, **each.scores.summary()} for each in looks]
+    first, last = snapshots
+    rows = [{"name": each.name, **each.scores.summary()} for each in snapshots]
     if beta := getattr(trainer.args, "beta", None):
         rows[-1] |= implicit_rewards(last.scores, first.scores, beta)
     return summary | {
@@ -57,7 +57,7 @@ def summarize(trainer: Trainer, looks: list[Look | None], held_out: dict) -> dic
         "accuracy_after": rows[1].get("reward_accuracy"),
         "margin_before": 0.0 if beta else None,  # by construction: policy and reference are one model
         "margin_after": rows[1].get("reward_margin"),
-        "looks": rows,
+        "snapshots": rows,
         "samples": [{"prompt": p, "before": a, "after": last.answers[p]} for p, a in first.answers.items()],
     }
 
@@ -73,13 +73,13 @@ def last_evaluation(trainer: Trainer) -> dict:
 def combine(summaries: dict[str, dict]) -> dict:
     """A pipeline's summary: its last training stage's own, seen from the model that the first one started with."""
     first, last = list(summaries.values())[0], list(summaries.values())[-1]
-    if len(summaries) == 1 or not (first["looks"] and last["looks"]):  # one stage, or no held-out pairs
+    if len(summaries) == 1 or not (first["snapshots"] and last["snapshots"]):  # one stage, or no held-out pairs
         return last | {"stages": summaries}
-    start, after = first["looks"][0], first["looks"][-1]["name"]
-    looks = [start, {**last["looks"][0], "name": after}, *last["looks"][1:]]
+    start, after = first["snapshots"][0], first["snapshots"][-1]["name"]
+    snapshots = [start, {**last["snapshots"][0], "name": after}, *last["snapshots"][1:]]
     answers = zip(first["samples"], last["samples"], strict=True)
     return last | {
-        "looks": looks,
+        "snapshots": snapshots,
         "logp_accuracy_before": start["logp_accuracy"],
         "samples": [{**new, "before": old["before"]} for old, new in answers],
         "stages": summaries,

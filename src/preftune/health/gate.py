@@ -15,26 +15,26 @@ def perplexity_gate(scores: PairScores, pairs: Dataset, settings: DictConfig) ->
     """What gate.json holds, and the finding where the gate is shut.
 
     `scores`: of the held-out `pairs` by the model that the stage starts from; `settings`: conf/base.yaml, `gate`. The
-    perplexity is exp of the mean negative log-prob per token of the chosen answers. A model to which they are strange
+    perplexity is exp of the mean negative log-prob per token of the chosen answers. A model that has not learned them
     gives DPO nothing to rank: it raises the chosen only by pressing on the rejected (Rafailov et al. 2023, section 4,
     starts from SFT on the chosen answers for this reason).
     """
     value = scores.perplexity()
-    strange = outliers(scores, settings.tail)
+    far = outliers(scores, settings.tail)
     report = {
         "perplexity": value,
         "max_perplexity": settings.max_perplexity,
         "passed": value <= settings.max_perplexity,
         "pairs": len(scores.chosen),
-        "strange_chosen": [
+        "outliers": [
             {
                 "prompt": pairs[row]["prompt"][-1]["content"],
                 "chosen": pairs[row]["chosen"][-1]["content"],
                 "logps_per_token": per_token,
             }
-            for row, per_token in strange[:LISTED]
+            for row, per_token in far[:LISTED]
         ],
-        "strange_count": len(strange),
+        "outlier_count": len(far),
     }
     if report["passed"]:
         return report, None

@@ -81,7 +81,7 @@ def evaluated(progress: Progress, name: str) -> None:
     """Score the results of the first and the last training stage beside their references, into <run>/evaluation/."""
     from preftune.evaluate import evaluation
 
-    if not list(progress.summaries.values())[-1]["looks"]:
+    if not list(progress.summaries.values())[-1]["snapshots"]:
         print("evaluate: nothing is held out (data.eval_split, data.eval_fraction)")
         return
     output, asked = progress.run / "evaluation", progress.cfg.pipeline.evaluate

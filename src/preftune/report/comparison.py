@@ -90,7 +90,7 @@ def compare(folders: list[Path]) -> Comparison:
         raise ReportError(f"{', '.join(map(str, folders))}: one run; name two or more to compare")
     finished, notes = [], []
     for each in records:
-        if len(each.last_stage.looks) > 1:
+        if len(each.last_stage.snapshots) > 1:
             finished.append(each)
         else:
             why = "it held no pairs out" if each.last_stage.summary else verdict(each).headline
@@ -164,17 +164,17 @@ def other_accuracy(entry: Entry) -> str | None:
 
 def entry(run: Record, name: str, measure: str) -> Entry:
     stage = run.last_stage
-    look, loss, samples = stage.last_look, stage.config.get("loss") or {}, stage.summary.get("samples") or []
-    controlled = finite(look.get("length_controlled_accuracy"))
+    snapshot, loss, samples = stage.last_snapshot, stage.config.get("loss") or {}, stage.summary.get("samples") or []
+    controlled = finite(snapshot.get("length_controlled_accuracy"))
     if controlled is None:  # as if all buckets of length held as many pairs
-        shares = [finite(bucket.get(accuracy_name(look))) for bucket in look.get("by_length") or []]
+        shares = [finite(bucket.get(accuracy_name(snapshot))) for bucket in snapshot.get("by_length") or []]
         controlled = mean([share for share in shares if share is not None])
     types = loss.get("loss_type") or "?"
     values = {
         "loss": stage.choice("loss") or "-".join(map(str, types if isinstance(types, list) else [types])),
         "beta": finite(loss.get("beta")),
         "learning_rate": finite((stage.config.get("train") or {}).get("learning_rate")),
-        "pairs": pairs(look),
+        "pairs": pairs(snapshot),
         "length_controlled_accuracy": controlled,
         "answer_words_before": mean([len(str(each.get("before", "")).split()) for each in samples]),
         "answer_words_after": mean([len(str(each.get("after", "")).split()) for each in samples]),
@@ -190,12 +190,12 @@ def mean(numbers: list[float]) -> float | None:
 
 def evaluations(stage: Record, measure: str) -> list[Point]:
     """A run's held-out evaluations in order of steps, the summary's last."""
-    look, last, far = stage.last_look, stage.last_step, distances(stage, measure)
+    snapshot, last, far = stage.last_snapshot, stage.last_step, distances(stage, measure)
     accuracy, margin = (stage.series(f"rewards/{name}", held_out=True) for name in ("accuracies", "margins"))
     if not stage.series("logratios/chosen_per_token", held_out=True):
         margin = {}  # without a reference, TRL's is of log-probs, and no reward that others' could be compared with
-    accuracy |= {last: look.get("reward_accuracy")}
-    margin |= {last: look.get("reward_margin")}
+    accuracy |= {last: snapshot.get("reward_accuracy")}
+    margin |= {last: snapshot.get("reward_margin")}
     return [Point(step, finite(accuracy[step]), finite(margin.get(step)), far.get(step)) for step in sorted(accuracy)]
 
 
@@ -208,10 +208,10 @@ def distances(stage: Record, measure: str) -> dict[int, float]:
     sides = []
     for side in ("chosen", "rejected"):
         ratios = stage.series(f"logratios/{side}_per_token", held_out=True)
-        start = finite(stage.looks[0].get(f"logps_{side}_per_token"))
+        start = finite(stage.snapshots[0].get(f"logps_{side}_per_token"))
         if start is not None:
             logps = stage.series(f"logps/{side}_per_token", held_out=True)
-            logps |= {last: finite(stage.last_look.get(f"logps_{side}_per_token"))}
+            logps |= {last: finite(stage.last_snapshot.get(f"logps_{side}_per_token"))}
             ratios.pop(last, None)  # the end is known from the summary
             ratios = {step: value - start for step, value in logps.items() if finite(value) is not None} | ratios
         sides.append({step: abs(value) for step, value in ratios.items() if finite(value) is not None})
@@ -230,7 +230,7 @@ def differences(entries: list[Entry]) -> list[str]:
         notes.append(
             "The runs held out different rows (data.*, train.seed): their accuracies are not of the same pairs."
         )
-    starts = [finite(each.record.looks[0].get("perplexity")) for each in entries]
+    starts = [finite(each.record.snapshots[0].get("perplexity")) for each in entries]
     if None not in starts and max(starts) > 1.01 * min(starts):
         between = f"perplexity {min(starts):.4g} to {max(starts):.4g}"
         notes.append(f"The runs start from different models ({between}): equal KL is no equal distance from one model.")

@@ -51,14 +51,14 @@ def redacted(card: str) -> str:
 
 def of_run(subject: Subject) -> dict:
     """The files of the run that trained the model, and the manifests of the stages behind it, oldest first."""
-    looks = read(subject.run / "summary.json").get("looks") or []
+    snapshots = read(subject.run / "summary.json").get("snapshots") or []
     pipeline = stages(subject.run.parent) if (subject.run.parent / CONFIG).exists() else []
     upto = pipeline[: pipeline.index(subject.run) + 1] if subject.run in pipeline else [subject.run]
     return {
         "cfg": OmegaConf.to_container(subject.cfg),
         "manifest": read(subject.run / MANIFEST),
-        "looks": looks,
-        "rows": terminal.rows(looks),
+        "snapshots": snapshots,
+        "rows": terminal.rows(snapshots),
         "lineage": [read(stage / MANIFEST) for stage in upto],
     }
 

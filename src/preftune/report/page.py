@@ -70,13 +70,16 @@ def html(seen: Record) -> str:
 
 def cards(seen: Record) -> dict[str, str | None]:
     """The main numbers, large."""
-    last, look = seen.last_stage, seen.last_look or seen.last_stage.last_look
-    accuracy, seconds = finite(look.get("reward_accuracy")), seen.summary.get("seconds") or last.summary.get("seconds")
+    last, snapshot = seen.last_stage, seen.last_snapshot or seen.last_stage.last_snapshot
+    accuracy, seconds = (
+        finite(snapshot.get("reward_accuracy")),
+        seen.summary.get("seconds") or last.summary.get("seconds"),
+    )
     return {
         "held-out accuracy": None if accuracy is None else percent(accuracy),
-        "held-out margin": short(look.get("reward_margin")),
+        "held-out margin": short(snapshot.get("reward_margin")),
         "KL per token": short((last.summary.get("held_out") or {}).get("eval_kl/per_token")),
-        "perplexity of chosen": short(look.get("perplexity")),
+        "perplexity of chosen": short(snapshot.get("perplexity")),
         "steps": f"{last.last_step:,}",
         "time": str(timedelta(seconds=round(finite(seconds)))) if finite(seconds) else None,
         "tokens per second": short(last.speed().get("tokens_per_second")),
@@ -92,8 +95,8 @@ def stage_values(stage: Record) -> dict:
         "run": stage,
         "judged": of_stage(stage),
         "plots": [plot_of(panel, findings_on(panel, shown, stage.findings or []), stage) for panel in shown],
-        "rows": terminal.rows(stage.looks),
-        "accuracy": accuracy_name(stage.last_look),
+        "rows": terminal.rows(stage.snapshots),
+        "accuracy": accuracy_name(stage.last_snapshot),
         "speed": speed(plan, memory, stage.speed()),
         "memory": memory,
     }

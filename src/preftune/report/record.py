@@ -52,14 +52,14 @@ class Record:
         return max((int(number(row.get("step")) or 0) for row in self.rows), default=0)
 
     @property
-    def looks(self) -> list[dict]:
+    def snapshots(self) -> list[dict]:
         """Evaluations of the model on the held-out pairs, before and after training."""
-        return self.summary.get("looks") or []
+        return self.summary.get("snapshots") or self.summary.get("looks") or []  # as older runs call them
 
     @property
-    def last_look(self) -> dict:
+    def last_snapshot(self) -> dict:
         """The model after training on the held-out pairs; empty where it was not evaluated."""
-        return self.looks[-1] if self.looks else {}
+        return self.snapshots[-1] if self.snapshots else {}
 
     @property
     def has_evaluations(self) -> bool:
@@ -105,14 +105,14 @@ def finite(value: object) -> float | None:
     return None if value is None or not math.isfinite(value) else value
 
 
-def accuracy_name(look: dict) -> str:
+def accuracy_name(snapshot: dict) -> str:
     """The key of the accuracy by length: a run without rewards (SFT) has only the one by log-prob per token."""
-    return "logp_accuracy" if finite(look.get("reward_accuracy")) is None else "accuracy"
+    return "logp_accuracy" if finite(snapshot.get("reward_accuracy")) is None else "accuracy"
 
 
-def pairs(look: dict) -> int | None:
+def pairs(snapshot: dict) -> int | None:
     """The number of held-out pairs, from the length buckets."""
-    return sum(int(bucket["pairs"]) for bucket in look.get("by_length") or []) or None
+    return sum(int(bucket["pairs"]) for bucket in snapshot.get("by_length") or []) or None
 
 
 def short(value: object) -> str | None:

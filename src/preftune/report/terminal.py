@@ -23,10 +23,10 @@ def table(summary: dict, run: Path) -> str:
     """The text that a run ends with: a table of before and after, sample answers, and where to look next."""
     console = Console(width=110, force_terminal=False)
     with console.capture() as captured:
-        if summary["looks"]:
-            names = [Column(each["name"], justify="right") for each in summary["looks"]]
+        if summary["snapshots"]:
+            names = [Column(each["name"], justify="right") for each in summary["snapshots"]]
             numbers = Table(Column(), *names, title="Held-out pairs", title_justify="left")
-            for label, cells in rows(summary["looks"]):
+            for label, cells in rows(summary["snapshots"]):
                 numbers.add_row(label, *cells)
             console.print(numbers)
             for sample in summary["samples"]:
@@ -49,11 +49,11 @@ def table(summary: dict, run: Path) -> str:
     return captured.get()
 
 
-def rows(looks: list[dict]) -> list[tuple[str, list[str]]]:
+def rows(snapshots: list[dict]) -> list[tuple[str, list[str]]]:
     """(name, a cell for each evaluation) of the figures that an evaluation has."""
     found = []
     for key, (label, form) in ROWS.items():
-        values = [finite(look.get(key)) for look in looks]
+        values = [finite(snapshot.get(key)) for snapshot in snapshots]
         if any(value is not None for value in values):
             found.append((label, ["–" if value is None else format(value, form) for value in values]))
     return found

@@ -58,8 +58,8 @@ def of_stage(record: Record) -> Verdict:
         how = "train.eval_strategy=steps train.eval_steps=50 would show when it was best"
         onward.insert(0, f"Its held-out pairs were scored before and after only: {how}.")
     onward.insert(0, f"The result lies in {record.path / 'model'}.")
-    accuracy = finite(record.last_look.get("reward_accuracy"))
-    low, _ = interval(accuracy, pairs(record.last_look)) or (accuracy, accuracy)
+    accuracy = finite(record.last_snapshot.get("reward_accuracy"))
+    low, _ = interval(accuracy, pairs(record.last_snapshot)) or (accuracy, accuracy)
     if low is not None and low <= 0.5:  # chance explains it
         headline = "Finished without a finding, but tells held-out pairs apart no better than a coin"
         more = "More steps, more pairs or a higher train.learning_rate; the curves below show which way it went."
@@ -102,9 +102,9 @@ def resume(record: Record) -> str:
 
 def results(record: Record) -> list[str]:
     """What the training changed on the held-out pairs."""
-    if len(record.looks) < 2:
+    if len(record.snapshots) < 2:
         return ["The data has no held-out pairs, so the result was not measured."]
-    first, last, told = record.looks[0], record.looks[-1], []
+    first, last, told = record.snapshots[0], record.snapshots[-1], []
     if (accuracy := finite(last.get("reward_accuracy"))) is not None:
         margin = finite(last.get("reward_margin"))
         beside = "" if margin is None else f", margin {margin:.3g}"

@@ -18,7 +18,7 @@ from preftune.config.hardware import peak_memory_gb, resident_gb
 from preftune.config.processes import main_process, sharding_engine, world_size
 from preftune.config.stages import SELECTIVE
 from preftune.data.load import Data
-from preftune.evaluate.snapshots import Look, last_evaluation, look, summarize
+from preftune.evaluate.snapshots import Snapshot, last_evaluation, summarize, take_snapshot
 from preftune.fastpath.checkpointing import keep_products
 from preftune.health.end import EndProofs
 from preftune.health.findings import Findings
@@ -105,9 +105,9 @@ def carried_out(run: Run) -> dict:
     trainer = build_trainer(run.cfg, data, tokenizer)
     trainer.findings = run.findings
     describe(run, trainer, data)
-    looks = [snapshot("start", trainer, data, run.cfg)]
-    gate = pass_gate(run, data, looks[0])
-    monitor = watch(run, trainer, data, looks[0])
+    snapshots = [snapshot("start", trainer, data, run.cfg)]
+    gate = pass_gate(run, data, snapshots[0])
+    monitor = watch(run, trainer, data, snapshots[0])
     proofs = EndProofs(trainer, run.findings, data.eval_pairs)
     trainer.add_callback(proofs)
     trainer.add_callback(run.interruption)
@@ -117,8 +117,8 @@ def carried_out(run: Run) -> dict:
     held_out = last_evaluation(trainer) if trainer.eval_dataset is not None else {}
     save_whole(run.path / "model", lambda folder: save(trainer, folder))
     proofs.after_saving(run.path / "model")
-    looks.append(snapshot(f"after {run.choices.get('loss', 'training')}", trainer, data, run.cfg))
-    summary = summarize(trainer, looks, held_out) | {
+    snapshots.append(snapshot(f"after {run.choices.get('loss', 'training')}", trainer, data, run.cfg))
+    summary = summarize(trainer, snapshots, held_out) | {
         "gate": gate,
         "plan": planned,
         "measured": measured,
@@ -176,10 +176,10 @@ def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer: PreTrain
     return trainer
 
 
-def snapshot(name: str, trainer: Trainer, data: Data, cfg: DictConfig) -> Look | None:
-    """`summary.look`; None where there are no pairs, or where the model could not be scored or would not answer."""
+def snapshot(name: str, trainer: Trainer, data: Data, cfg: DictConfig) -> Snapshot | None:
+    """`take_snapshot`; None where there are no pairs, or where the model could not be scored or would not answer."""
     with advice(f"held-out pairs ({name})"):
-        return look(name, trainer, data, cfg)
+        return take_snapshot(name, trainer, data, cfg)
 
 
 def announce(cfg: DictConfig, data: Data, tokenizer: PreTrainedTokenizerBase) -> dict | None:
@@ -244,7 +244,7 @@ def reference_of(trainer: Trainer, cfg: DictConfig) -> str:
     )
 
 
-def pass_gate(run: Run, data: Data, start: Look | None) -> dict | None:
+def pass_gate(run: Run, data: Data, start: Snapshot | None) -> dict | None:
     """Hold a preference stage to the perplexity of what it starts from; gate.json says what was found.
 
     Raises Stopped where it is above gate.max_perplexity, unless gate.on_fail=warn.
@@ -259,7 +259,7 @@ def pass_gate(run: Run, data: Data, start: Look | None) -> dict | None:
     run.write("gate.json", gate)
     print(
         f"gate: perplexity {gate['perplexity']:.2f} on {gate['pairs']} held-out chosen answers (at most "
-        f"{limits.max_perplexity:g}); {gate['strange_count']} of them far outside (gate.json)"
+        f"{limits.max_perplexity:g}); {gate['outlier_count']} of them far outside (gate.json)"
     )
     if finding and limits.on_fail == "stop":
         run.findings.stop(finding)
@@ -268,7 +268,7 @@ def pass_gate(run: Run, data: Data, start: Look | None) -> dict | None:
     return gate
 
 
-def watch(run: Run, trainer: Trainer, data: Data, start: Look | None) -> Monitor:
+def watch(run: Run, trainer: Trainer, data: Data, start: Snapshot | None) -> Monitor:
     """Add what sees the training: files, progress, monitor, sample answers, seals of checkpoints."""
     monitor = Monitor(run.findings, run.cfg.health)
     callbacks = [
