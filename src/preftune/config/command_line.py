@@ -44,7 +44,7 @@ def command_line(config_name: str, argv: list[str] | None = None, here: bool = T
     options = dashed(arguments, unknown, args.overrides)
     line = Line(args, config_name, here)
     if options or args.overrides or not line.only_shows:
-        line.look(options)
+        line.check(options)
     if line.problems:
         if os.environ.get("RANK", "0") == "0":  # one process of many speaks
             print(render(list(dict.fromkeys(line.problems))), file=sys.stderr)
@@ -147,7 +147,7 @@ class Line:
         shared = {each.key_or_group for each in self.overrides if not each.is_sweep_override()}
         return [f"hydra.job.config.override_dirname.exclude_keys={sorted(shared)}"] if self.sweeping else []
 
-    def look(self, options: dict[str, str]) -> None:
+    def check(self, options: dict[str, str]) -> None:
         """Check every variant that a sweep leads to, or the one that there is."""
         if not self.loader.repository.config_exists(self.config_name):
             names = [name for name in self.loader.get_group_options("") if name != "base" and name[0] != "_"]
