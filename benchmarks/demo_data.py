@@ -20,7 +20,7 @@ from preftune.models.tokenizer import stop_tokens
 
 REQUEST = " Answer in one short sentence."
 TRIES, SEED, BATCH = 4, 0, 32
-HELD_OUT = 64  # spread over the prompts
+PAIRS = 144  # spread over the prompts; every third is held out
 SAMPLING = {"do_sample": True, "temperature": 0.5, "top_p": 0.9, "top_k": 0}
 TOKENS = {"chosen": 48, "rejected": 80}
 HERE = Path(__file__).parent
@@ -72,11 +72,9 @@ def main() -> None:
     rejected = tried(model, tokenizer, prompts, "rejected")
     both = [prompt for prompt in prompts if prompt in chosen and prompt in rejected]
     rows = [{"prompt": prompt, "chosen": chosen[prompt], "rejected": rejected[prompt]} for prompt in both]
-    held_out = {round(number * len(rows) / HELD_OUT) for number in range(HELD_OUT)}
-    for name, picked in (("eval", True), ("train", False)):
-        lines = [
-            json.dumps(row, ensure_ascii=False) for number, row in enumerate(rows) if (number in held_out) == picked
-        ]
+    rows = [rows[number * len(rows) // PAIRS] for number in range(PAIRS)]
+    for name, picked in (("eval", rows[1::3]), ("train", rows[::3] + rows[2::3])):
+        lines = [json.dumps(row, ensure_ascii=False) for row in picked]
         (FOLDER / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         print(f"{name}.jsonl: {len(lines)} pairs of {len(prompts)} prompts")
 

@@ -18,7 +18,7 @@ def rows(count=40, each=2):
 def test_demo_data_loads_with_its_own_eval_file(section):
     demo = section("pkg://preftune.data.demo/train.jsonl", eval_split="pkg://preftune.data.demo/eval.jsonl")
     data = load(demo, "paired", None, None, 0)
-    assert (len(data.train), len(data.eval)) == (448, 112)
+    assert (len(data.train), len(data.eval)) == (96, 48)
     assert data.eval_pairs[:] == data.eval[:]
     assert not [finding for finding in data.findings if finding.severity == "error"]
 
