@@ -80,7 +80,7 @@ def test_changed_data_redoes_every_stage(composed, finished, pairs_file, tmp_pat
     again(composed, f"data.path={tmp_path / 'rows.jsonl'}")
     told = capsys.readouterr().out
     assert "sft: rerun: data.path, the content of" in told
-    assert "sft-model: rerun: adapter changed" in told and "preference: redone" in told
+    assert "sft-model: rerun: adapter changed" in told and "preference: rerun" in told
 
 
 def test_a_damaged_result_is_redone(composed, finished, capsys):

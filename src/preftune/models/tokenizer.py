@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from jinja2 import TemplateError
 from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
@@ -114,7 +113,7 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(dict.fromkeys(token for token in found if token is not None))
 
 
-def carry(tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module) -> None:
+def carry(tokenizer: PreTrainedTokenizerBase, model: object) -> None:
     """Write what the tokenizer knows into the model's configs, so that whoever loads the model stops where it stops."""
     stops, generation = stop_tokens(tokenizer), getattr(model, "generation_config", None)
     for config in filter(None, (model.config.get_text_config(), generation)):
