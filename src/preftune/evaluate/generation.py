@@ -80,7 +80,7 @@ def _to_end(answer: list[int], ends: list[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class Divergence:
-    """KL(policy ‖ reference) in nats: an answer, its standard error over the answers, and a token; tokens an answer."""
+    """KL(policy ‖ reference) in nats per answer, its standard error, and in nats per token; tokens per answer."""
 
     answer: float
     error: float | None  # None where there is one answer

@@ -102,11 +102,12 @@ def verdict(judge: Judge, prompt: Messages, first: str, second: str) -> float:
 class Rule:
     """A rule for one answer, by its dotted path: (prompt messages, answer) → a number, the higher the better."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, key: str = "judge.path"):
+        """`key` is where `path` was written. Raises JudgeError where it names no function."""
         try:
             self.rule = get_method(path)
         except (ImportError, ValueError) as error:
-            raise JudgeError(f"judge.path={path}: {error}") from None
+            raise JudgeError(f"{key}={path}: {error}") from None
 
     def score(self, prompt: Messages, answer: str) -> float:
         """What the rule gives for an answer."""

@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Sequence
 
 import torch
-from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -35,12 +34,9 @@ def scorer(settings: DictConfig) -> Scorer:
 
 
 def by_rule(path: str) -> Scorer:
-    """A function by its dotted path: (prompt messages, answer) → a number."""
-    try:
-        rule = get_method(path)
-    except (ImportError, ValueError) as error:
-        raise ScoringError(f"pipeline.rounds.rule={path}: {error}") from None
-    return lambda prompt, answers: [float(rule(prompt, answer)) for answer in answers]
+    """A rule for one answer, by its dotted path. Raises JudgeError where it names no function."""
+    rule = judge.Rule(path, "pipeline.rounds.rule")
+    return lambda prompt, answers: [rule.score(prompt, answer) for answer in answers]
 
 
 def by_reward_model(path: str) -> Scorer:

@@ -13,7 +13,7 @@ def is_rank(environ: MutableMapping[str, str] = os.environ) -> bool:
 def take_place(environ: MutableMapping[str, str]) -> None:
     """Set what torch reads (RANK, …) from what srun sets, where it has started one task per process.
 
-    One task a machine is left alone where it starts the ranks of its machine itself.
+    One task per machine is left alone where it starts the ranks of its machine itself.
     """
     tasks, nodes = (int(environ.get(f"SLURM_STEP_NUM_{kind}", 1)) for kind in ("TASKS", "NODES"))
     if is_rank(environ) or tasks <= nodes:

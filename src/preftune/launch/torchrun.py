@@ -90,7 +90,7 @@ def torchrun_options(cfg: DictConfig, count: int) -> list[str]:
     if asked.nodes == 1:
         return [*options, "--standalone"]
     meeting, node_rank = asked.rendezvous, asked.node_rank
-    if not meeting:  # one task of srun a machine
+    if not meeting:  # one task of srun per machine
         meeting = f"{slurm.first_machine(os.environ)}:{slurm.port(os.environ)}"
         node_rank = int(os.environ["SLURM_NODEID"])
     options += [f"--nnodes={asked.nodes}"]

@@ -57,7 +57,7 @@ class MetricsFile(TrainerCallback):
 
 
 class Progress(TrainerCallback):
-    """A progress bar with one line a logging step, in the place of Trainer's bar and its printed dictionaries.
+    """A progress bar with one line per logging step, in the place of Trainer's bar and its printed dictionaries.
 
     The bar says how the training rows stand: margin, accuracy and tokens per second.
     """

@@ -95,7 +95,9 @@ def problems(given: dict) -> list[str]:
             found.append(f"{key}: {max(values)} is above 0, and a log-prob never is")
     lengths = {key: len(as_list(given[key])) for key in SERIES}
     if not found and len(set(lengths.values())) > 1:
-        found.append("one number a pair in each list; got " + ", ".join(f"{n} in {key}" for key, n in lengths.items()))
+        found.append(
+            "one number per pair in each list; got " + ", ".join(f"{n} in {key}" for key, n in lengths.items())
+        )
     if not is_number(given["label_smoothing"]) or not 0 <= given["label_smoothing"] < 0.5:
         found.append(f"label_smoothing: {given['label_smoothing']!r} is not in [0, 0.5)")
     if given["format"] not in ("table", "json"):
