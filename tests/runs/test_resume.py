@@ -17,7 +17,7 @@ STEPS = 60
 LINE = [
     *("model=tiny", "hardware=cpu", "hardware.bf16=false", "tracking=none", "gate.on_fail=warn", "samples=1"),
     *(f"train.max_steps={STEPS}", "train.save_steps=5", "train.logging_steps=1", "train.eval_strategy=no"),
-    *("train.learning_rate=1e-3", "hardware.per_device_train_batch_size=4", "data.max_rows=64"),
+    *("train.learning_rate=1e-3", "hardware.per_device_train_batch_size=4", "data.max_rows=32"),
 ]
 
 
