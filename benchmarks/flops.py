@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from preftune.fastpath.layout import IGNORED, lay_out
+from preftune.fastpath.layout import IGNORED, read_rows
+from preftune.fastpath.packed import lay_out
 
 # PyTorch counts the attention kernels of GPUs alone, and no product that is added in place, as the backward of TRL's
 # head on CPU is; these are its own formulas for them
@@ -39,7 +40,7 @@ class Forward:
     def shape(self, packed: bool, width: int) -> list[float]:
         """Tokens, tokens × columns and positions scored."""
         if packed:
-            layout = lay_out(self.ids, self.labels, self.pairs, width)
+            layout = lay_out(read_rows(self.ids, self.labels, self.pairs), width)
             (rows, columns), scored = layout.input_ids.shape, len(layout.picks)
         else:
             rows, columns = self.ids.shape

@@ -184,7 +184,7 @@ class Way:
 
     def __init__(self, trainer, path: str):
         self.trainer, self.path = trainer, path
-        self.packed = path == "preftune" and trainer.packed
+        self.packed = path == "preftune" and trainer.form == "packed"
 
     def reference(self) -> tuple[float, list]:
         """Compute the picked rows' reference log-probs: seconds, and the features of the batches that it ran."""

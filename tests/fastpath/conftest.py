@@ -30,7 +30,7 @@ def tokenizer():
 def trainers(tokenizer, tmp_path):
     """Make a trainer of TRL's class and one with the packed forward, on copies of one model, with equal arguments."""
 
-    def make(cls, config, model, rows, peft_config=None, ref_model=None, **arguments):
+    def make(cls, config, model, rows, peft_config=None, ref_model=None, form=None, **arguments):
         defaults = {
             "output_dir": str(tmp_path),
             "use_cpu": True,
@@ -53,7 +53,7 @@ def trainers(tokenizer, tmp_path):
                 peft_config=copy.deepcopy(peft_config),
                 **({} if ref_model is None else {"ref_model": copy.deepcopy(ref_model)}),
             )
-            for kind in (cls, type(cls.__name__, (mixins(cls)[0], cls), {}))
+            for kind in (cls, type(cls.__name__, (mixins(cls)[0], cls), {"form": form}))
         ]
 
     return make

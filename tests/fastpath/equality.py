@@ -29,14 +29,16 @@ def close(ours, theirs, scale=None, tolerance: float = 1e-5) -> bool:
 
 def assert_same(plain, packed, skip: tuple[str, ...] = (), gradients_to: float = 1e-5) -> None:
     """Loss, metrics and gradients of the packed trainer's first batch equal those of TRL's own."""
-    assert packed.packed
+    assert packed.form
     batch = batch_of(plain)
     loss, metrics, gradients = outcome(plain, batch)
     our_loss, our_metrics, our_gradients = outcome(packed, batch)
     assert close(our_loss, loss), (our_loss, loss)
     assert our_metrics.keys() == metrics.keys()
     for name in metrics.keys() - set(skip):
-        assert close(our_metrics[name], metrics[name]), (name, our_metrics[name], metrics[name])
+        # rewards are small differences of log-probs, and no more exact than those
+        scale = 0.1 * abs(metrics["logps/chosen"]) if name.startswith("rewards/") else None
+        assert close(our_metrics[name], metrics[name], scale), (name, our_metrics[name], metrics[name])
     assert our_gradients.keys() == gradients.keys()
     assert gradients
     largest = max(gradient.abs().max().item() for gradient in gradients.values())

@@ -8,29 +8,27 @@ from datasets import Dataset
 from equality import batch_of, close, outcome
 from peft import PromptTuningConfig, TaskType
 from tiny_models import SIZES, tiny_model
-from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, MambaConfig, MixtralConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig, OpenAIGPTConfig
 from trl import DPOConfig, DPOTrainer
 
-from preftune.fastpath import trainer_class
+from preftune.fastpath import packed, trainer_class
 
 NAMES = {"vocab_size": SIZES["vocab_size"], "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
 SMALL = NAMES | {"hidden_size": 32, "num_hidden_layers": 2}
-MIXTURE = {name: size for name, size in SIZES.items() if name != "initializer_range"} | NAMES
 CASES = {
-    "takes no position ids": lambda: BloomConfig(**SMALL, n_head=4),
-    "layers that are not plain attention (": lambda: MambaConfig(**SMALL, state_size=4),
-    "auxiliary loss": lambda: MixtralConfig(**MIXTURE, num_local_experts=4, router_aux_loss_coef=0.1),
+    "gives other hidden states so": lambda: MambaConfig(**SMALL, state_size=4),
+    "keeps no cache that can be copied": lambda: OpenAIGPTConfig(vocab_size=SIZES["vocab_size"], n_embd=32, n_layer=1, n_head=4),
 }
 
 
 @pytest.mark.parametrize("reason", CASES)
-def test_a_model_that_cannot_be_packed_takes_trls_path(reason, trainers, pairs, capsys):
+def test_a_model_without_a_form_takes_trls_path(reason, trainers, pairs, capsys):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CASES[reason]())
     plain, ours = trainers(DPOTrainer, DPOConfig, model, pairs, ref_model=model)
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Packed forward off")]
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Fast forward off")]
     assert len(said) == 1 and reason in said[0]
-    assert not ours.packed
+    assert ours.form is None
     batch = batch_of(plain)
     assert close(outcome(ours, batch)[0], outcome(plain, batch)[0])
 
@@ -47,20 +45,21 @@ def test_an_attention_that_takes_no_mask_is_named(trainers, pairs):
     _, ours = trainers(DPOTrainer, DPOConfig, tiny_model("llama"), pairs, ref_model=tiny_model("llama"))
     model = tiny_model("llama")
     model.config._attn_implementation = "flash_attention_2"
-    from preftune.fastpath.applies import why_not
+    from preftune.fastpath.applies import choose
 
-    assert why_not(model, ours) == "attn_implementation=flash_attention_2 takes no mask; sdpa, eager, flex_attention do"
-    assert why_not(tiny_model("llama"), ours) is None
+    assert "attn_implementation=flash_attention_2 takes no mask; sdpa, eager, flex_attention do" in choose(model, ours)[1]
+    assert choose(tiny_model("llama"), ours) == (packed, "")
 
 
 def test_a_model_that_reads_masks_in_its_own_way_is_found_out(trainers, pairs, monkeypatch):
     _, ours = trainers(DPOTrainer, DPOConfig, tiny_model("llama"), pairs, ref_model=tiny_model("llama"))
-    from preftune.fastpath.applies import why_not
+    from preftune.fastpath.applies import choose
 
     model = tiny_model("llama")
     for layer in model.model.layers:
         layer.self_attn.forward = ignoring_masks(layer.self_attn.forward)
-    assert why_not(model, ours) == "LlamaForCausalLM gives other hidden states when packed"
+    form, reason = choose(model, ours)
+    assert form is None and reason.count("LlamaForCausalLM gives other hidden states so") == 2
 
 
 def ignoring_masks(forward):
@@ -114,6 +113,6 @@ def test_the_whole_fast_path_trains_and_says_how_much_it_pads(tokenizer, pairs, 
         processing_class=tokenizer,
     )
     trainer.train()
-    assert trainer.packed and trainer.reference_forwards == len(pairs)
+    assert trainer.form == "packed" and trainer.reference_forwards == len(pairs)
     assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(2), rel=1e-5)
     assert all(0 <= entry["padding_fraction"] < 0.5 for entry in trainer.state.log_history[:2])

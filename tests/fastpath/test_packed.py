@@ -127,7 +127,7 @@ def test_autocast_to_bfloat16_is_as_close_as_bfloat16_is(implementation, trainer
         [abs(float(loss - expected[0])), abs(metrics["logps/chosen"] - expected[1]["logps/chosen"])]
         for loss, metrics, _ in results
     ]
-    assert packed.packed
+    assert packed.form
     assert all(ours <= 3 * theirs + 0.05 for ours, theirs in zip(errors[1], errors[0], strict=True)), errors
 
 

@@ -9,16 +9,16 @@ def mixins(cls: type) -> tuple[type, ...]:
 
     from preftune.fastpath.batches import LengthBatches
     from preftune.fastpath.kto_batches import KTOBatches
-    from preftune.fastpath.odds import PackedCPO, PackedORPO
-    from preftune.fastpath.packed import PackedForward, PackedPairs
+    from preftune.fastpath.odds import FastCPO, FastORPO
+    from preftune.fastpath.forward import FastForward, FastPairs
     from preftune.fastpath.reference_cache import ReferenceCache
 
     fast = {
-        DPOTrainer: (PackedPairs, LengthBatches, ReferenceCache),
-        KTOTrainer: (PackedForward, KTOBatches, ReferenceCache),
-        SFTTrainer: (PackedForward, LengthBatches),
-        ORPOTrainer: (PackedORPO, LengthBatches),
-        CPOTrainer: (PackedCPO, LengthBatches),
+        DPOTrainer: (FastPairs, LengthBatches, ReferenceCache),
+        KTOTrainer: (FastForward, KTOBatches, ReferenceCache),
+        SFTTrainer: (FastForward, LengthBatches),
+        ORPOTrainer: (FastORPO, LengthBatches),
+        CPOTrainer: (FastCPO, LengthBatches),
     }
     return next((parts for base, parts in fast.items() if issubclass(cls, base)), ())
 

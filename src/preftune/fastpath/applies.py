@@ -1,47 +1,66 @@
-"""Whether the packed forward gives what TRL's gives: for a model, once; for a batch, each time."""
+"""Which form of the fast path gives what TRL's forward gives: for a model, once; for a batch, each time."""
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from types import ModuleType
 
 import torch
 from accelerate.utils import is_peft_model
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from preftune.config.errors import brief
-from preftune.fastpath.attention import FULL, IMPLEMENTATIONS, SLIDING, masks
-from preftune.fastpath.layout import IGNORED, Layout, lay_out
+from preftune.fastpath import forked, packed
+from preftune.fastpath.layout import IGNORED, Layout, read_rows
 
-# What TRL's text trainers give to the model's forward; anything else (images, token types, positions) is not packed
-INPUTS = {"input_ids", "attention_mask", "use_cache", "return_dict", "output_attentions", "output_hidden_states"}
+FORMS = (packed, forked)  # in the order tried; each has why_not, lay_out_for and run
+# What TRL's text trainers give to the model's forward; anything else (images, token types, positions) keeps TRL's own
+INPUTS = {
+    *("input_ids", "attention_mask", "use_cache", "return_dict", "output_attentions", "output_hidden_states"),
+    "output_router_logits",
+}
 PACKED_BY_TRL = {"position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}
+CHECKPOINT = "_gradient_checkpointing_func"  # what transformers calls a layer's way to checkpoint
 LENGTH_BOUND_ROPES = ("dynamic", "longrope")  # rotary frequencies that change with the length of the row
 
 
-def why_not(model: PreTrainedModel, trainer: Trainer) -> str | None:
-    """Why `model`, which `trainer` runs, keeps TRL's own forward, in one line; None where it can be packed."""
+def choose(model: PreTrainedModel, trainer: Trainer, wanted: str | None = None) -> tuple[ModuleType | None, str]:
+    """The form for `model`, which `trainer` runs; or None and why it keeps TRL's own forward, in one line.
+
+    `wanted` names the only form to try.
+    """
     try:
-        return _why_not(model, trainer)
+        if is_peft_model(model):
+            if getattr(model.active_peft_config, "is_prompt_learning", False):
+                return None, "prompt-learning adapters put tokens before every row"
+            model = model.get_base_model()
+        if reason := _why_not_trainer(trainer) or _why_not_model(model):
+            return None, reason
+        reasons = []
+        for form in [each for each in FORMS if wanted in (None, each.NAME)]:
+            reason = form.why_not(model, backbone(model)) or _why_not_probe(model, form, trainer)
+            if reason is None:
+                return form, ""
+            reasons.append(f"{form.NAME}: {reason}")
+        return None, "; ".join(reasons)
     except Exception as error:  # whatever a model of unknown code raises, TRL's path remains
-        return f"{type(model).__name__} could not be tried ({brief(error)})"
+        return None, f"{type(model).__name__} could not be tried ({brief(error)})"
 
 
-def _why_not(model: PreTrainedModel, trainer: Trainer) -> str | None:
-    if is_peft_model(model):
-        if getattr(model.active_peft_config, "is_prompt_learning", False):
-            return "prompt-learning adapters put tokens before every row"
-        model = model.get_base_model()
-    return _why_not_trainer(trainer) or _why_not_model(model) or _why_not_probe(model)
+def backbone(model: PreTrainedModel) -> PreTrainedModel:
+    """What turns tokens into hidden states; of a model of more than text, the text model within."""
+    return model.base_model if model.config.get_text_config() is model.config else model.get_decoder()
 
 
 def _why_not_trainer(trainer: Trainer) -> str | None:
     parallel = getattr(trainer.accelerator, "parallelism_config", None)
     if getattr(trainer, "_is_vision_dataset", False):
         return "the data holds images"
-    if getattr(trainer, "aux_loss_enabled", False):
-        return "the mixture-of-experts auxiliary loss counts every row's tokens"
     if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
         return "the model's weights are sharded"
     if parallel is not None and (parallel.tp_enabled or parallel.cp_enabled or parallel.sp_enabled):
@@ -50,49 +69,77 @@ def _why_not_trainer(trainer: Trainer) -> str | None:
 
 
 def _why_not_model(model: PreTrainedModel) -> str | None:
-    config, attention = model.config, model.config._attn_implementation
-    odd = set(getattr(config, "layer_types", None) or ()) - {FULL, SLIDING}
-    if config.is_encoder_decoder:
+    if model.config.is_encoder_decoder:
         return "an encoder-decoder model"
-    if config.get_text_config() is not config:
-        return "a model of more than text"
-    if getattr(model, "_is_stateful", False) or odd:
-        return f"layers that are not plain attention ({', '.join(sorted(odd)) or 'recurrent'})"
-    if attention not in IMPLEMENTATIONS:
-        return f"attn_implementation={attention} takes no mask; {', '.join(IMPLEMENTATIONS)} do"
-    if getattr(config, "output_router_logits", False):
-        return "the mixture-of-experts router logits are asked for"
-    if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
-        return f"{type(model).__name__} takes no position ids"
-    if any(buffer.ndim == 4 and buffer.shape[-1] == buffer.shape[-2] > 1 for buffer in model.buffers()):
-        return "layers that build their own masks"
-    return None
-
-
-def _why_not_probe(model: PreTrainedModel) -> str | None:
-    """Run seven tokens both ways: an architecture that reads masks or positions in a way of its own shows here."""
     if model.device.type == "meta":
         return "the model has no weights yet"
-    ids = torch.tensor([[1, 2, 3, 4, 5, 0], [1, 2, 3, 6, 7, 4]], device=model.device) % model.config.vocab_size
-    seen = torch.tensor([[1] * 5 + [0], [1] * 6], device=model.device)
-    labels = ids.masked_fill(seen == 0, IGNORED)
-    layout = lay_out(ids, labels, pairs=True, width=model.config.hidden_size).to(model.device)
-    try:
-        with torch.no_grad(), without_dropout(model):
-            expected = model.base_model(ids, attention_mask=seen, use_cache=False).last_hidden_state[:, :-1]
-            packed = run_backbone(model, layout)
-    except Exception as error:  # whatever a model of unknown code raises, TRL's path remains
-        return f"{type(model).__name__} takes no mask of ours ({type(error).__name__}: {str(error).splitlines()[0]})"
-    expected, packed = expected[layout.scored].float(), packed[layout.source[layout.scored]].float()
-    tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
-    if not (packed - expected).norm() <= tolerance * expected.norm():
-        return f"{type(model).__name__} gives other hidden states when packed"
+    if backbone(model) is model:
+        return f"{type(model).__name__} has no text model within"
     return None
+
+
+def _why_not_probe(model: PreTrainedModel, form: ModuleType, trainer: Trainer) -> str | None:
+    """Run two short pairs both ways, forward and backward: an architecture that reads masks, positions or its cache in
+    a way of its own shows here.
+    """
+    if form is forked and trainer.args.gradient_checkpointing:
+        if (trainer.args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            return "reentrant checkpointing keeps no cache"
+        if not any(isinstance(each, GradientCheckpointingLayer) for each in model.modules()):
+            return f"{type(model).__name__} checkpoints in a way of its own"
+    pairs = [[1, 2, 3, 4, 5], [5, 1, 2, 3, 4, 6, 7], [1, 2, 3, 6, 7, 4], [5, 1, 2, 3, 4, 7, 1]]
+    ids, seen = torch.zeros(2, 4, 7, dtype=torch.long, device=model.device)
+    for row, tokens in enumerate(pairs):
+        ids[row, : len(tokens)], seen[row, : len(tokens)] = torch.tensor(tokens), 1
+    ids = ids % model.config.get_text_config().vocab_size
+    rows = read_rows(ids, ids.masked_fill(seen == 0, IGNORED), pairs=True)
+
+    def theirs(layout: Layout) -> torch.Tensor:
+        outputs = model.base_model(input_ids=ids, attention_mask=seen, use_cache=False)
+        return outputs.last_hidden_state[:, :-1][layout.scored]
+
+    def ours(layout: Layout) -> torch.Tensor:
+        return form.run(backbone(model), layout).hidden[layout.source[layout.scored]]
+
+    try:
+        layout = form.lay_out_for(backbone(model), rows)
+        with probing(model, checkpointed=trainer.args.gradient_checkpointing):
+            expected, found = (with_gradients(model, partial(run, layout)) for run in (theirs, ours))
+    except Exception as error:  # whatever a model of unknown code raises, TRL's path remains
+        return f"{type(model).__name__} cannot be run so ({type(error).__name__}: {str(error).splitlines()[0]})"
+    coarse = any(weight.dtype in (torch.bfloat16, torch.float16) for weight in model.parameters())
+    for what, first, second, loose in zip(("hidden states", "gradients"), expected, found, (1, 2), strict=True):
+        tolerance = loose * (5e-2 if coarse else 1e-4)
+        if not (second - first).norm() <= tolerance * first.norm():
+            return f"{type(model).__name__} gives other {what} so"
+    return None
+
+
+def with_gradients(model: PreTrainedModel, run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The hidden states (tokens, width) that `run` gives, and their gradients by token id, (8, width)."""
+    inputs = []
+
+    def leaf(module: torch.nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+        inputs.append((args[0], output.detach().requires_grad_()))
+        return inputs[-1][1].clone()  # some models multiply it in place
+
+    handle = model.get_input_embeddings().register_forward_hook(leaf)
+    try:
+        with torch.enable_grad():
+            hidden = run()
+    finally:
+        handle.remove()
+    weights = torch.linspace(-1, 1, hidden.numel(), device=hidden.device).view_as(hidden)
+    gradients = torch.autograd.grad((hidden.float() * weights).sum(), [output for _, output in inputs])
+    total = hidden.new_zeros(8, gradients[0].shape[-1], dtype=torch.float32)
+    for (ids, _), gradient in zip(inputs, gradients, strict=True):
+        total.index_add_(0, ids.flatten(), gradient.flatten(0, -2).float())
+    return hidden.detach().float(), total
 
 
 @contextmanager
-def without_dropout(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode for a moment, except for 4-bit layers.
+def probing(model: PreTrainedModel, checkpointed: bool) -> Iterator[None]:
+    """Evaluation mode for a moment, but with checkpoints where the run will have them, and except for 4-bit layers.
 
     In that mode, on a CPU with AVX-512-BF16, bitsandbytes repacks their weights for good, and no gradient passes them
     again.
@@ -100,27 +147,24 @@ def without_dropout(model: PreTrainedModel) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     for module, _ in modes:
         module.training = hasattr(getattr(module, "weight", None), "quant_state")
+    layers = [module for module, _ in modes if checkpointed and isinstance(module, GradientCheckpointingLayer)]
+    before = [(each.gradient_checkpointing, getattr(each, CHECKPOINT, None)) for each in layers]
+    for layer in layers:
+        layer.training = layer.gradient_checkpointing = True
+        setattr(layer, CHECKPOINT, partial(checkpoint, use_reentrant=False))
     try:
         yield
     finally:
+        for layer, (checkpointing, way) in zip(layers, before, strict=True):
+            layer.gradient_checkpointing = checkpointing
+            setattr(layer, CHECKPOINT, way)
         for module, training in modes:
             module.training = training
 
 
-def run_backbone(model: PreTrainedModel, layout: Layout) -> torch.Tensor:
-    """The hidden states of every packed token, (R·C, hidden), after the final norm."""
-    outputs = model.base_model(
-        input_ids=layout.input_ids,
-        attention_mask=masks(layout, model.config, model.dtype),
-        position_ids=layout.position_ids,
-        use_cache=False,
-    )
-    return outputs.last_hidden_state.flatten(0, 1)
-
-
 def longest_row(model: PreTrainedModel) -> int | None:
-    """The longest row that is packed: beyond it the model changes in ways that a packed row would not repeat."""
-    config, code = model.config, sys.modules[type(model.base_model).__module__]
+    """The longest row of the fast path: beyond it the model changes in ways that it would not repeat."""
+    config, code = backbone(model).config, sys.modules[type(backbone(model)).__module__]
     rope = getattr(config, "rope_parameters", None) or {}
     limits = []
     for kind in [rope, *rope.values()]:  # one, or one for each type of layer
@@ -145,7 +189,7 @@ def packed_by_trl(inputs: dict, labels: torch.Tensor | None) -> bool:
 
 
 def why_not_batch(inputs: dict, labels: torch.Tensor | None, pairs: bool, longest: int | None) -> str | None:
-    """Why this batch keeps TRL's own forward, in one line; None where it can be packed."""
+    """Why this batch keeps TRL's own forward, in one line; None where the fast path runs it."""
     given = names(inputs)
     if given - INPUTS or not {"input_ids", "attention_mask"} <= given or labels is None:
         return f"batches with {', '.join(sorted(given - INPUTS)) or 'neither mask nor labels'}"

@@ -17,9 +17,9 @@ class Picked:
     was picked, with its chunks, soft-capping, logit scale, temperature, gathered weights and backward.
     """
 
-    def __init__(self, model: PreTrainedModel, hidden: torch.Tensor):
+    def __init__(self, model: PreTrainedModel, hidden: torch.Tensor, router_logits: tuple | None = None):
         self.get_output_embeddings = model.get_output_embeddings
-        self.base_model = lambda **_: SimpleNamespace(last_hidden_state=hidden[None])
+        self.base_model = lambda **_: SimpleNamespace(last_hidden_state=hidden[None], router_logits=router_logits)
 
 
 def score(
@@ -35,3 +35,15 @@ def score(
     return FusedCausalLMOutput(
         **{name: None if each[0] is None else torch.cat(each, dim=1) for name, each in found.items()}
     )
+
+
+def auxiliary_loss(
+    fused: MethodType, model: PreTrainedModel, hidden: torch.Tensor, router_logits: tuple, counts: torch.Tensor
+) -> torch.Tensor:
+    """TRL's load-balancing loss of a mixture of experts, each of the N tokens that were run taken `counts` (N,) times.
+
+    `router_logits` are (N, experts) per layer; of `hidden` one row is scored and thrown away.
+    """
+    stand_in, label = Picked(model, hidden[:1], router_logits), torch.zeros(1, 1, dtype=torch.long, device=hidden.device)
+    options = {"output_router_logits": True, "attention_mask": counts}
+    return fused.__func__(stand_in, shift_labels=label, fused_lm_head=True, **options).aux_loss

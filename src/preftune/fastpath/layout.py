@@ -1,17 +1,11 @@
-"""Where each token of a padded batch goes, so that a pair shares what its rows have in common and padding all but goes.
+"""Where each token of a padded batch is run, and the way back: what the forms of the fast path have in common.
 
-A pair becomes a tree: the tokens that both rows begin with, once, then the rest of each row. Trees of different lengths
-stand side by side in the rows of the packed batch::
-
-    TRL's rows                         one tree
-    chosen    p p p c c c .            p p p c c r r r
-    rejected  p p p r r r r            0 1 2 3 4 3 4 5    position ids
-
-A row's last token is left out: nothing is predicted from it. A batch without pairs has one row a tree.
+A form runs N tokens in place of the rows × columns of TRL's batch. The tokens that both rows of a pair begin with are
+among them once; a row's last token is left out unless asked for, as nothing is predicted from it.
 """
 
-import heapq
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -21,25 +15,51 @@ IGNORED = -100  # the label of a token that is not scored, as in PyTorch's cross
 
 @dataclass(frozen=True)
 class Layout:
-    """A packed batch of R rows and C columns, and the way back to the (rows, columns − 1) of the batch it came from."""
+    """The way back from the N tokens that are run to the (rows, columns − 1) of the batch they came from."""
 
-    input_ids: torch.Tensor  # (R, C)
-    position_ids: torch.Tensor  # (R, C), as in the row that the token came from
-    tree: torch.Tensor  # (R, C), the tree that a token belongs to; −1 is padding
-    branch: torch.Tensor  # (R, C), the row that a token came from, counted from 1; 0 where both rows of a pair share it
-    picks: torch.Tensor  # (N,), flat positions in (R, C) whose hidden states are scored
-    targets: torch.Tensor  # (N,), the token that each of them is to predict
+    picks: torch.Tensor  # (M,), which of the N hidden states are scored
+    targets: torch.Tensor  # (M,), the token that each of them is to predict
     scored: torch.Tensor  # (rows, columns − 1), True where the batch has a label
     slots: torch.Tensor  # (scored.sum(),), the pick that answers each True of `scored`, row by row
-    source: torch.Tensor  # (rows, columns − 1), the flat position in (R, C) of each token kept; −1 elsewhere
+    source: torch.Tensor  # (rows, columns − 1), which of the N each token kept is; −1 elsewhere
+    counts: torch.Tensor  # (N,), how many tokens of the batch each of the N stands for; 0 is padding
 
-    def to(self, device: torch.device) -> "Layout":
+    def to(self, device: torch.device) -> Self:
         """The same layout on another device."""
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
+        moved = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in moved.items()})
 
     def tokens_run(self) -> tuple[int, int]:
-        """How many tokens of the packed batch are padding, and how many there are."""
-        return int((self.tree < 0).sum()), self.tree.numel()
+        """How many of the tokens that are run are padding, and how many there are."""
+        return int((self.counts == 0).sum()), self.counts.numel()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A right-padded batch as arrays: what is run of each row, and how it begins.
+
+    `labels` are those of the next token. `partner` counts a pair's rows as one: row i of the second half is the other
+    answer to row i. Where nothing is shared, every row is its own partner and `shared` is 0.
+    """
+
+    ids: np.ndarray  # (rows, steps)
+    labels: np.ndarray  # (rows, steps)
+    used: np.ndarray  # (rows,), tokens that are run of a row
+    shared: np.ndarray  # (rows,), tokens that a row begins with as its partner does
+    partner: np.ndarray  # (rows,), the pair of a row
+    columns: int  # of the batch
+
+    @property
+    def steps(self) -> np.ndarray:
+        return np.arange(self.ids.shape[1])
+
+    @property
+    def kept(self) -> np.ndarray:
+        return self.steps < self.used[:, None]
+
+    @property
+    def own(self) -> np.ndarray:
+        return self.steps >= self.shared[:, None]
 
 
 def common_start(first: np.ndarray, second: np.ndarray, limit: np.ndarray) -> np.ndarray:
@@ -48,76 +68,42 @@ def common_start(first: np.ndarray, second: np.ndarray, limit: np.ndarray) -> np
     return np.logical_and.accumulate(same, axis=1).sum(axis=1)
 
 
-def place(sizes: np.ndarray, width: int, multiple: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Fit trees of these sizes into rows: the flat position at which each begins, and the packed batch's (R, C).
-
-    Few long rows waste the least on padding but the most on masked attention, so every number of rows is tried, the
-    longest tree going first into the emptiest row, and the cheapest kept: R·C tokens at 6·width + C each, which is what
-    a transformer layer of 12·width² weights computes, but for a factor.
-    """
-    order = np.argsort(-sizes, kind="stable").tolist()
-    longest = int(sizes.max())
-    best = None
-    for rows in range(-(-int(sizes.sum()) // max(longest, 4 * width)), len(sizes) + 1):
-        loads, begins = [(0, row) for row in range(rows)], {}
-        for tree in order:
-            load, row = loads[0]
-            begins[tree] = (row, load)
-            heapq.heapreplace(loads, (load + int(sizes[tree]), row))
-        columns = max(loads)[0]
-        columns += -columns % multiple
-        cost = rows * columns * (6 * width + columns)
-        if best is None or cost < best[0]:
-            best = (cost, begins, (rows, columns))
-        if columns < longest + multiple:
-            break
-    _, begins, (rows, columns) = best
-    return np.array([begins[tree][0] * columns + begins[tree][1] for tree in range(len(sizes))]), (rows, columns)
-
-
 @torch.compiler.disable
-def lay_out(input_ids: torch.Tensor, labels: torch.Tensor, pairs: bool, width: int, multiple: int = 1) -> Layout:
-    """Pack a right-padded batch, on the CPU; where `pairs`, row i of its second half is the other answer to row i.
+def read_rows(
+    input_ids: torch.Tensor, labels: torch.Tensor, pairs: bool, attention_mask: torch.Tensor | None = None
+) -> Rows:
+    """The rows of a right-padded batch, on the CPU.
 
-    `width` is the model's hidden size, by which the cost of longer rows is weighed; the packed rows' length is a
-    multiple of `multiple`. At least one token has a label, and no token of the padding.
+    At least one token has a label, and no token of the padding. With `attention_mask` every token is run, the last one
+    too: a router's auxiliary loss counts them all.
     """
-    ids, labels = input_ids.cpu().numpy(), labels.cpu().numpy()[:, 1:]
-    rows, steps = len(ids), np.arange(labels.shape[1])
-    tree = np.arange(rows) % (rows // 2 if pairs else rows)
-    used = np.where(labels != IGNORED, steps + 1, 0).max(axis=1)  # tokens that a row's last label is predicted from
-    shared, moved = np.zeros_like(used), np.zeros_like(used)
+    columns, ids, wanted = input_ids.shape[1], input_ids.cpu().numpy(), labels.cpu().numpy()[:, 1:]
+    if attention_mask is None:
+        ids = ids[:, :-1]
+        used = np.where(wanted != IGNORED, np.arange(1, columns), 0).max(axis=1)
+    else:
+        wanted = np.pad(wanted, ((0, 0), (0, 1)), constant_values=IGNORED)
+        used = attention_mask.cpu().numpy().sum(axis=1)
+    count = len(ids) // 2 if pairs else len(ids)
+    shared = np.zeros_like(used)
     if pairs:
-        first, second = used.reshape(2, -1)
-        chosen, rejected = ids[:, :-1].reshape(2, rows // 2, -1)
-        begin = common_start(chosen, rejected, np.minimum(first, second))
-        shared = np.tile(begin, 2)
-        moved[rows // 2 :] = first - begin  # the second row's own tokens follow all of the first's
-    sizes = np.zeros(tree.max() + 1, dtype=int)
-    np.maximum.at(sizes, tree, used + moved)
-    starts, shape = place(sizes, width, multiple)
+        chosen, rejected = ids.reshape(2, count, -1)
+        shared = np.tile(common_start(chosen, rejected, used.reshape(2, -1).min(axis=0)), 2)
+    return Rows(ids, wanted, used, shared, np.arange(len(ids)) % count, columns)
 
-    own = steps >= shared[:, None]
-    kept = steps < used[:, None]
-    source = starts[tree][:, None] + steps + own * moved[:, None]
 
-    def packed(values: np.ndarray, empty: int = 0) -> torch.Tensor:
-        flat = np.full(shape[0] * shape[1], empty, dtype=np.int64)
-        flat[source[kept]] = np.broadcast_to(values, kept.shape)[kept]
-        return torch.from_numpy(flat.reshape(shape))
-
-    scored = labels != IGNORED
+def way_back(rows: Rows, source: np.ndarray, size: int) -> dict[str, torch.Tensor]:
+    """The fields of a Layout where `source` (rows, steps) says which of the `size` tokens run each token is."""
+    scored = rows.labels != IGNORED
     # A token that both rows score after the same tokens is scored once
-    tokens = labels.max() + 1
-    wanted, slots = np.unique(source[scored] * tokens + labels[scored], return_inverse=True)
-    return Layout(
-        input_ids=packed(ids[:, :-1]),
-        position_ids=packed(steps),
-        tree=packed(tree[:, None], empty=-1),
-        branch=packed(own * np.arange(1, rows + 1)[:, None]),
-        picks=torch.from_numpy(wanted // tokens),
-        targets=torch.from_numpy(wanted % tokens),
-        scored=torch.from_numpy(scored),
-        slots=torch.from_numpy(slots),
-        source=torch.from_numpy(np.where(kept, source, -1)),
-    )
+    tokens = rows.labels.max() + 1
+    wanted, slots = np.unique(source[scored] * tokens + rows.labels[scored], return_inverse=True)
+    found = {
+        "picks": wanted // tokens,
+        "targets": wanted % tokens,
+        "scored": scored[:, : rows.columns - 1],
+        "slots": slots,
+        "source": np.where(rows.kept, source, -1)[:, : rows.columns - 1],
+        "counts": np.bincount(source[rows.kept], minlength=size),
+    }
+    return {name: torch.from_numpy(values) for name, values in found.items()}

@@ -1,153 +1,126 @@
-"""The packed forward: one run of the backbone over each pair's unique tokens, in place of TRL's over padded rows.
+"""The packed form: a pair's unique tokens side by side in one row, under a mask that hides each answer from the other.
 
-TRL's DPO, KTO and SFT losses call `model(**inputs, labels=labels, fused_lm_head=True)` and read the fields of a
-FusedCausalLMOutput; that call alone is replaced. What is scored, and how the losses use it, stays TRL's.
+A pair becomes a tree: the tokens that both rows begin with, once, then the rest of each row. Trees of different lengths
+stand side by side in the rows of the packed batch::
+
+    TRL's rows                         one tree
+    chosen    p p p c c c .            p p p c c r r r
+    rejected  p p p r r r r            0 1 2 3 4 3 4 5    position ids
+
+A batch without pairs has one row per tree. It needs layers of plain attention that take any mask.
 """
 
-import functools
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from types import MethodType
+import heapq
+import inspect
+from dataclasses import dataclass
+from types import SimpleNamespace
 
+import numpy as np
 import torch
-from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel
-from trl.trainer.utils import FusedCausalLMOutput
 
-from preftune.fastpath.applies import longest_row, packed_by_trl, run_backbone, why_not, why_not_batch
-from preftune.fastpath.attention import row_multiple
-from preftune.fastpath.head import PER_TOKEN, score
-from preftune.fastpath.layout import IGNORED, Layout, lay_out
+from preftune.fastpath.attention import FULL, IMPLEMENTATIONS, SLIDING, masks, row_multiple
+from preftune.fastpath.layout import Layout, Rows, way_back
+
+NAME = "packed"
 
 
-def packed_output(
-    fused: MethodType, model: PreTrainedModel, layout: Layout, mean_everywhere: bool = False
-) -> FusedCausalLMOutput:
-    """What TRL's fused forward `fused` gives for the batch that `layout` packs, shapes (rows, columns − 1).
+@dataclass(frozen=True)
+class Packed(Layout):
+    """A packed batch of R rows and C columns, N = R·C."""
 
-    `mean_everywhere` gives the `mean_logits` of every token kept, not of those scored alone; `label_mask` says which.
+    input_ids: torch.Tensor  # (R, C)
+    position_ids: torch.Tensor  # (R, C), as in the row that the token came from
+    tree: torch.Tensor  # (R, C), the tree that a token belongs to; −1 is padding
+    branch: torch.Tensor  # (R, C), the row that a token came from, counted from 1; 0 where both rows of a pair share it
+
+
+def why_not(model: PreTrainedModel, backbone: PreTrainedModel) -> str | None:
+    """Why `model`, whose text runs through `backbone`, cannot be packed; None where it can, as far as its code tells."""
+    config = backbone.config
+    odd = set(getattr(config, "layer_types", None) or ()) - {FULL, SLIDING}
+    if getattr(model, "_is_stateful", False) or odd:
+        return f"layers that are not plain attention ({', '.join(sorted(odd)) or 'recurrent'})"
+    if config._attn_implementation not in IMPLEMENTATIONS:
+        return f"attn_implementation={config._attn_implementation} takes no mask; {', '.join(IMPLEMENTATIONS)} do"
+    if "position_ids" not in inspect.signature(backbone.forward).parameters:
+        return f"{type(model).__name__} takes no position ids"
+    if any(buffer.ndim == 4 and buffer.shape[-1] == buffer.shape[-2] > 1 for buffer in model.buffers()):
+        return "layers that build their own masks"
+    return None
+
+
+def place(sizes: np.ndarray, width: int, multiple: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Fit trees of these sizes into rows: the flat position at which each begins, and the packed batch's (R, C).
+
+    Few long rows waste the least on padding but the most on masked attention, so every number of rows is tried, the
+    longest tree going first into the emptiest row, and the cheapest kept: R·C tokens at 6·width + C each, which is what
+    a transformer layer of 12·width² weights computes, but for a factor.
     """
-    hidden = run_backbone(model, layout)
-    scores = score(fused, model, hidden[layout.picks], layout.targets)
-    output = spread(scores, layout.scored, layout.slots)
-    if mean_everywhere:
-        output.mean_logits = mean_logits(fused, model, hidden, layout, scores.mean_logits)
-        output.label_mask = layout.source >= 0
-    return output
+    order = np.argsort(-sizes, kind="stable").tolist()
+    longest = int(sizes.max())
+    best = None
+    for rows in range(-(-int(sizes.sum()) // max(longest, 4 * width)), len(sizes) + 1):
+        loads, begins = [(0, row) for row in range(rows)], {}
+        for tree in order:
+            load, row = loads[0]
+            begins[tree] = (row, load)
+            heapq.heapreplace(loads, (load + int(sizes[tree]), row))
+        columns = max(loads)[0]
+        columns += -columns % multiple
+        cost = rows * columns * (6 * width + columns)
+        if best is None or cost < best[0]:
+            best = (cost, begins, (rows, columns))
+        if columns < longest + multiple:
+            break
+    _, begins, (rows, columns) = best
+    return np.array([begins[tree][0] * columns + begins[tree][1] for tree in range(len(sizes))]), (rows, columns)
 
 
-def side_by_side_output(
-    fused: MethodType, model: PreTrainedModel, labels: torch.Tensor, inputs: dict
-) -> FusedCausalLMOutput:
-    """The same for a batch that TRL itself has packed (SFT's `packing`): only the positions with a label are scored."""
-    hidden = model.base_model(**inputs).last_hidden_state[:, :-1]
-    scored = labels[:, 1:] != IGNORED
-    scores = score(fused, model, hidden[scored], labels[:, 1:][scored])
-    return spread(scores, scored, torch.arange(scores.log_probs.numel(), device=scored.device))
+@torch.compiler.disable
+def lay_out(rows: Rows, width: int, multiple: int = 1) -> Packed:
+    """Pack a batch; `width` is the model's hidden size, by which the cost of longer rows is weighed.
 
-
-def spread(scores: FusedCausalLMOutput, scored: torch.Tensor, slots: torch.Tensor) -> FusedCausalLMOutput:
-    """Scores of shape (1, N) laid out where `scored` is True, which `slots` of them answers; zero elsewhere."""
-    fields = {}
-    for name in PER_TOKEN:
-        values = getattr(scores, name)
-        if values is not None:
-            fields[name] = values.new_zeros(scored.shape).masked_scatter(scored, values[0, slots])
-    return FusedCausalLMOutput(loss=-fields["log_probs"].sum() / scored.sum(), label_mask=scored, **fields)
-
-
-@torch.no_grad()
-def mean_logits(
-    fused: MethodType, model: PreTrainedModel, hidden: torch.Tensor, layout: Layout, known: torch.Tensor
-) -> torch.Tensor:
-    """The mean logit at each token kept, (rows, columns − 1), zero elsewhere; `known` (1, N) are those of the picks."""
-    means = known.new_zeros(hidden.shape[0])
-    rest = layout.tree.flatten() >= 0
-    rest[layout.picks] = False
-    if rest.any():
-        others = hidden[rest]
-        means[rest] = score(fused, model, others, others.new_zeros(len(others), dtype=torch.long)).mean_logits[0]
-    means[layout.picks] = known[0]
-    return means[layout.source.clamp(min=0)].masked_fill(layout.source < 0, 0)
-
-
-def install(
-    model: PreTrainedModel,
-    pairs: bool,
-    autocast: Callable[[], AbstractContextManager],
-    say: Callable[[str], None],
-    mean_everywhere: bool = False,
-) -> None:
-    """Lay the packed forward over `model`'s fused one; a batch that cannot be packed takes that, and `say` is told why.
-
-    `autocast` gives the context in which the trainer runs forwards: the fused forward may already be wrapped in it.
+    The packed rows' length is a multiple of `multiple`.
     """
-    fused, longest = model.forward, longest_row(model)
+    moved = np.zeros_like(rows.used)  # the second row's own tokens follow all of the first's
+    if rows.partner.max() + 1 < len(rows.used):
+        half = len(moved) // 2
+        moved[half:] = (rows.used - rows.shared)[:half]
+    sizes = np.zeros(rows.partner.max() + 1, dtype=int)
+    np.maximum.at(sizes, rows.partner, rows.used + moved)
+    starts, shape = place(sizes, width, multiple)
+    source = starts[rows.partner][:, None] + rows.steps + rows.own * moved[:, None]
 
-    @functools.wraps(type(model).forward)
-    def forward(self, *args, fused_lm_head=False, labels=None, **kwargs):
-        if not fused_lm_head:
-            return fused(*args, **kwargs) if labels is None else fused(*args, labels=labels, **kwargs)
-        if packed_by_trl(kwargs, labels):
-            self.tokens_run = (0, kwargs["input_ids"].numel())
-            with autocast():
-                return side_by_side_output(fused, self, labels, kwargs)
-        reason = "batches given by position" if args else why_not_batch(kwargs, labels, pairs, longest)
-        if reason is not None:
-            say(reason)
-            self.tokens_run = None
-            return fused(*args, labels=labels, fused_lm_head=True, **kwargs)
-        ids = kwargs["input_ids"]
-        layout = lay_out(ids, labels, pairs, self.config.hidden_size, row_multiple(self.config, ids.device))
-        self.tokens_run = layout.tokens_run()  # (padding, all), from which `padding_fraction` is logged
-        with autocast():
-            return packed_output(fused, self, layout.to(ids.device), mean_everywhere)
+    def packed(values: np.ndarray, empty: int = 0) -> torch.Tensor:
+        flat = np.full(shape[0] * shape[1], empty, dtype=np.int64)
+        flat[source[rows.kept]] = np.broadcast_to(values, rows.kept.shape)[rows.kept]
+        return torch.from_numpy(flat.reshape(shape))
 
-    model.forward = MethodType(forward, model)
-
-
-class PackedForward:
-    """Mixin for a TRL trainer whose loss calls the fused forward: rows side by side instead of padded (KTO, SFT)."""
-
-    pairs = False
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.install_packed()
-
-    def _precompute_ref_logps(self, *args, **kwargs):
-        self.install_packed()  # TRL computes the reference within its own __init__
-        return super()._precompute_ref_logps(*args, **kwargs)
-
-    def install_packed(self) -> None:
-        """Give the policy, and a separate reference model, the packed forward, once; or say why not."""
-        if "packed" in vars(self):
-            return
-        self.said: set[str] = set()
-        self.packed = self._pack(self.model)
-        if getattr(self, "ref_model", None) is not None:
-            self._pack(self.ref_model)
-
-    def _pack(self, model: PreTrainedModel) -> bool:
-        model = self.accelerator.unwrap_model(model)
-        reason = why_not(model, self)
-        if reason is not None:
-            self._say(reason)
-            return False
-        self._install(model.get_base_model() if is_peft_model(model) else model)
-        return True
-
-    def _install(self, model: PreTrainedModel) -> None:
-        install(model, self.pairs, self.accelerator.autocast, self._say)
-
-    def _say(self, reason: str) -> None:
-        if reason in self.said:
-            return
-        self.said.add(reason)
-        self.accelerator.print(f"Packed forward off, TRL's own instead: {reason}", flush=True)
+    return Packed(
+        input_ids=packed(rows.ids),
+        position_ids=packed(rows.steps),
+        tree=packed(rows.partner[:, None], empty=-1),
+        branch=packed(rows.own * np.arange(1, len(rows.ids) + 1)[:, None]),
+        **way_back(rows, source, shape[0] * shape[1]),
+    )
 
 
-class PackedPairs(PackedForward):
-    """The same for paired data: the two rows of a pair share their prompt as well (DPO and its relatives)."""
+def lay_out_for(backbone: PreTrainedModel, rows: Rows) -> Packed:
+    """Pack a batch for the attention of `backbone`, on its device."""
+    multiple = row_multiple(backbone.config, backbone.device)
+    return lay_out(rows, backbone.config.hidden_size, multiple).to(backbone.device)
 
-    pairs = True
+
+def run(backbone: PreTrainedModel, layout: Packed, **options: object) -> SimpleNamespace:
+    """`hidden` (R·C, width) of every packed token, after the final norm, and `router_logits` where they are asked for."""
+    outputs = backbone(
+        input_ids=layout.input_ids,
+        attention_mask=masks(layout, backbone.config, backbone.dtype),
+        position_ids=layout.position_ids,
+        use_cache=False,
+        **options,
+    )
+    return SimpleNamespace(
+        hidden=outputs.last_hidden_state.flatten(0, 1), router_logits=getattr(outputs, "router_logits", None)
+    )

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
 from preftune.data.token_checks import ids_of
-from preftune.fastpath.layout import place
+from preftune.fastpath.packed import place
 
 LOOKED_AT = 192  # rows that are tokenized, spread over the set, beside the longest by their characters
 LONGEST = 16

@@ -1,0 +1,180 @@
+"""The fast forward: one of the forms in place of TRL's forward over padded rows.
+
+TRL's DPO, KTO and SFT losses call `model(**inputs, labels=labels, fused_lm_head=True)` and read the fields of a
+FusedCausalLMOutput; that call alone is replaced. What is scored, and how the losses use it, stays TRL's.
+"""
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import MethodType, ModuleType
+
+import torch
+from accelerate.utils import is_peft_model
+from transformers import PreTrainedModel
+from trl.trainer.utils import FusedCausalLMOutput
+
+from preftune.fastpath.applies import backbone, choose, longest_row, packed_by_trl, why_not_batch
+from preftune.fastpath.head import PER_TOKEN, auxiliary_loss, score
+from preftune.fastpath.layout import IGNORED, Layout, read_rows
+
+
+def output_of(
+    form: ModuleType,
+    fused: MethodType,
+    model: PreTrainedModel,
+    layout: Layout,
+    mean_everywhere: bool = False,
+    routed: bool = False,
+) -> FusedCausalLMOutput:
+    """What TRL's fused forward `fused` gives for the batch of `layout`, shapes (rows, columns − 1).
+
+    `mean_everywhere` gives the `mean_logits` of every token kept, not of those scored alone; `label_mask` says which.
+    `routed` gives the `aux_loss` of a mixture of experts.
+    """
+    ran = form.run(backbone(model), layout, **({"output_router_logits": True} if routed else {}))
+    scores = score(fused, model, ran.hidden[layout.picks], layout.targets)
+    output = spread(scores, layout.scored, layout.slots)
+    if mean_everywhere:
+        output.mean_logits = mean_logits(fused, model, ran.hidden, layout, scores.mean_logits)
+        output.label_mask = layout.source >= 0
+    if routed:
+        output.aux_loss = auxiliary_loss(fused, model, ran.hidden, ran.router_logits, layout.counts)
+    return output
+
+
+def side_by_side_output(
+    fused: MethodType, model: PreTrainedModel, labels: torch.Tensor, inputs: dict
+) -> FusedCausalLMOutput:
+    """The same for a batch that TRL itself has packed (SFT's `packing`): only the positions with a label are scored."""
+    outputs = model.base_model(**inputs)
+    hidden = outputs.last_hidden_state[:, :-1]
+    scored = labels[:, 1:] != IGNORED
+    scores = score(fused, model, hidden[scored], labels[:, 1:][scored])
+    output = spread(scores, scored, torch.arange(scores.log_probs.numel(), device=scored.device))
+    if inputs.get("output_router_logits"):
+        counts = torch.ones_like(labels)
+        output.aux_loss = auxiliary_loss(fused, model, hidden[0], outputs.router_logits, counts)
+    return output
+
+
+def spread(scores: FusedCausalLMOutput, scored: torch.Tensor, slots: torch.Tensor) -> FusedCausalLMOutput:
+    """Scores of shape (1, N) laid out where `scored` is True, which `slots` of them answers; zero elsewhere."""
+    fields = {}
+    for name in PER_TOKEN:
+        values = getattr(scores, name)
+        if values is not None:
+            fields[name] = values.new_zeros(scored.shape).masked_scatter(scored, values[0, slots])
+    return FusedCausalLMOutput(loss=-fields["log_probs"].sum() / scored.sum(), label_mask=scored, **fields)
+
+
+@torch.no_grad()
+def mean_logits(
+    fused: MethodType, model: PreTrainedModel, hidden: torch.Tensor, layout: Layout, known: torch.Tensor
+) -> torch.Tensor:
+    """The mean logit at each token kept, (rows, columns − 1), zero elsewhere; `known` (1, N) are those of the picks."""
+    means = known.new_zeros(hidden.shape[0])
+    rest = layout.counts > 0
+    rest[layout.picks] = False
+    if rest.any():
+        others = hidden[rest]
+        means[rest] = score(fused, model, others, others.new_zeros(len(others), dtype=torch.long)).mean_logits[0]
+    means[layout.picks] = known[0]
+    return means[layout.source.clamp(min=0)].masked_fill(layout.source < 0, 0)
+
+
+def install(
+    form: ModuleType,
+    model: PreTrainedModel,
+    pairs: bool,
+    autocast: Callable[[], AbstractContextManager],
+    say: Callable[[str], None],
+    mean_everywhere: bool = False,
+) -> None:
+    """Lay `form` over `model`'s fused forward; a batch to which it does not apply takes that, and `say` is told why.
+
+    `autocast` gives the context in which the trainer runs forwards: the fused forward may already be wrapped in it.
+    """
+    fused, longest = model.forward, longest_row(model)
+
+    @functools.wraps(type(model).forward)
+    def forward(self, *args, fused_lm_head=False, labels=None, **kwargs):
+        if not fused_lm_head:
+            return fused(*args, **kwargs) if labels is None else fused(*args, labels=labels, **kwargs)
+        routed = kwargs.get("output_router_logits", getattr(self.config.get_text_config(), "output_router_logits", False))
+        if routed:
+            kwargs["output_router_logits"] = True
+        if packed_by_trl(kwargs, labels):
+            self.tokens_run = (0, kwargs["input_ids"].numel())
+            with autocast():
+                return side_by_side_output(fused, self, labels, kwargs)
+        reason = "batches given by position" if args else why_not_batch(kwargs, labels, pairs, longest)
+        if reason is not None:
+            say(reason)
+            self.tokens_run = None
+            return fused(*args, labels=labels, fused_lm_head=True, **kwargs)
+        rows = read_rows(kwargs["input_ids"], labels, pairs, kwargs["attention_mask"] if routed else None)
+        layout = form.lay_out_for(backbone(self), rows)
+        self.tokens_run = layout.tokens_run()  # (padding, all), from which `padding_fraction` is logged
+        with autocast():
+            return output_of(form, fused, self, layout, mean_everywhere, routed)
+
+    model.forward = MethodType(forward, model)
+
+
+class FastForward:
+    """Mixin for a TRL trainer whose loss calls the fused forward: no padding, scores of what is learned alone.
+
+    `form` on the class names the form to take ("packed" or "forked", "off" for none); None takes the first that
+    applies. On a trainer it is the name of the one taken, None where the model keeps TRL's own.
+    """
+
+    pairs = False
+    form: str | None = None
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.install_form()
+
+    def _precompute_ref_logps(self, *args, **kwargs):
+        self.install_form()  # TRL computes the reference within its own __init__
+        return super()._precompute_ref_logps(*args, **kwargs)
+
+    def install_form(self) -> None:
+        """Give the policy, and a separate reference model, the fast path's forward, once; or say why not."""
+        if "said" in vars(self):
+            return
+        self.said: set[str] = set()
+        wanted, self.form = self.form, None
+        if wanted == "off":
+            return
+        taken = self._install_on(self.model, wanted)
+        if getattr(self, "ref_model", None) is not None:
+            self._install_on(self.ref_model, wanted)
+        self.form = taken
+
+    def _install_on(self, model: PreTrainedModel, wanted: str | None) -> str | None:
+        model = self.accelerator.unwrap_model(model)
+        form, reason = choose(model, self, wanted)
+        if form is None:
+            if wanted is not None:
+                raise ValueError(f"fastpath.form={wanted} does not apply: {reason}. Leave fastpath.form out")
+            self._say(reason)
+            return None
+        self._install(form, model.get_base_model() if is_peft_model(model) else model)
+        return form.NAME
+
+    def _install(self, form: ModuleType, model: PreTrainedModel) -> None:
+        install(form, model, self.pairs, self.accelerator.autocast, self._say)
+
+    def _say(self, reason: str) -> None:
+        if reason in self.said:
+            return
+        self.said.add(reason)
+        self.accelerator.print(f"Fast forward off, TRL's own instead: {reason}", flush=True)
+
+
+class FastPairs(FastForward):
+    """The same for paired data: the two rows of a pair share their prompt as well (DPO and its relatives)."""
+
+    pairs = True
