@@ -270,7 +270,7 @@ def compared(folder: Path, lora: bool) -> dict:
             row[name] = None
             row[f"{name}_error"] = brief(error)
     lines = said.getvalue().splitlines()
-    row["said"] = [line for line in lines if line.startswith(("plan: not", "Packed forward off", "step-0"))]
+    row["said"] = [line for line in lines if line.startswith(("plan: not", "Fast forward", "step-0"))]
     if row["trl"] and row["preftune"]:
         names = [("logps/chosen", 0), ("logps/rejected", 0)] + ([] if lora else [("loss", 1)])
         pairs = [(row["trl"][step][name], row["preftune"][step][name]) for name, step in names]

@@ -25,7 +25,8 @@ def verdict(row: dict) -> tuple[str, ...]:
     differences = [row[way]["difference"] for way in ("full", "lora") if "difference" in row[way]]
     equal = "" if not differences else "yes" if max(differences) < 1e-4 else f"no ({max(differences):.0e})"
     notes = [row[way].get(f"{name}_error") for way in ("full", "lora") for name in ("trl", "preftune")]
-    notes = list(dict.fromkeys(filter(None, notes))) or list(dict.fromkeys(row["full"]["said"])) or ["packed"]
+    said = [line.removeprefix("Fast forward: ").removeprefix("Fast forward ") for line in row["full"]["said"]]
+    notes = list(dict.fromkeys(filter(None, notes))) or list(dict.fromkeys(said))
     return row["kind"], *cells, equal, "; ".join(notes)[:160].replace("|", "/").replace("\n", " ")
 
 
@@ -37,6 +38,7 @@ def page(rows: list[dict]) -> str:
     trains = [cell for cell in built if cell[1] != "no"]
     ours = [cell for cell in trains if cell[2] != "no"]
     equal = [cell for cell in ours if cell[3] == "yes"]
+    forms = {form: sum(cell[4].split("; ")[-1] == form for cell in ours) for form in ("packed", "forked")}
     return "\n".join(
         [
             "# Models",
@@ -49,9 +51,10 @@ def page(rows: list[dict]) -> str:
             "No text model is what has a decoder of audio codes, or drafts out of another model's hidden states.",
             "",
             f"Of {len(cells)} architectures {len(text)} are text models and {len(built)} could be built small; "
-            f"TRL trains {len(trains)} of them, preftune {len(ours)} of these, {len(equal)} with TRL's numbers.",
+            f"TRL trains {len(trains)} of them, preftune {len(ours)} of these, {len(equal)} with TRL's numbers; "
+            f"{forms['packed']} are packed and {forms['forked']} forked (docs/fastpath.md).",
             "",
-            "| architecture | trains with TRL | with preftune | equal | fast path, or why not; errors |",
+            "| architecture | trains with TRL | with preftune | equal | form of the fast path, or why none; errors |",
             "|---|---|---|---|---|",
             *("| " + " | ".join(cell) + " |" for cell in cells),
             "",

@@ -17,7 +17,9 @@ NAMES = {"vocab_size": SIZES["vocab_size"], "pad_token_id": 0, "bos_token_id": 1
 SMALL = NAMES | {"hidden_size": 32, "num_hidden_layers": 2}
 CASES = {
     "gives other hidden states so": lambda: MambaConfig(**SMALL, state_size=4),
-    "keeps no cache that can be copied": lambda: OpenAIGPTConfig(vocab_size=SIZES["vocab_size"], n_embd=32, n_layer=1, n_head=4),
+    "keeps no cache that can be copied": lambda: OpenAIGPTConfig(
+        vocab_size=SIZES["vocab_size"], n_embd=32, n_layer=1, n_head=4
+    ),
 }
 
 
@@ -47,7 +49,9 @@ def test_an_attention_that_takes_no_mask_is_named(trainers, pairs):
     model.config._attn_implementation = "flash_attention_2"
     from preftune.fastpath.applies import choose
 
-    assert "attn_implementation=flash_attention_2 takes no mask; sdpa, eager, flex_attention do" in choose(model, ours)[1]
+    assert (
+        "attn_implementation=flash_attention_2 takes no mask; sdpa, eager, flex_attention do" in choose(model, ours)[1]
+    )
     assert choose(tiny_model("llama"), ours) == (packed, "")
 
 

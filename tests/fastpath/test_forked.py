@@ -45,7 +45,9 @@ def random_model(kind: str, seed: int = 0) -> torch.nn.Module:
 @pytest.mark.parametrize("kind", FORKED.values(), ids=FORKED)
 def test_a_model_that_cannot_be_packed_is_forked_and_equals_trl(kind, checkpointing, trainers, pairs):
     model = random_model(kind)
-    made = trainers(DPOTrainer, DPOConfig, model, pairs, ref_model=random_model(kind, seed=1), gradient_checkpointing=checkpointing)
+    made = trainers(
+        DPOTrainer, DPOConfig, model, pairs, ref_model=random_model(kind, seed=1), gradient_checkpointing=checkpointing
+    )
     assert made[1].form == "forked"
     assert_same(*made, gradients_to=1e-3)  # gradients of decay rates are small differences of large numbers
 
@@ -61,7 +63,13 @@ def test_experts_and_text_models_within_others_are_packed_and_equal_trl(kind, tr
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_either_form_can_be_asked_for(form, checkpointing, trainers, pairs):
     plain, ours = trainers(
-        DPOTrainer, DPOConfig, tiny_model("llama"), pairs, peft_config=LORA, gradient_checkpointing=checkpointing, form=form
+        DPOTrainer,
+        DPOConfig,
+        tiny_model("llama"),
+        pairs,
+        peft_config=LORA,
+        gradient_checkpointing=checkpointing,
+        form=form,
     )
     assert ours.form == form
     assert_same(plain, ours)
@@ -70,7 +78,14 @@ def test_either_form_can_be_asked_for(form, checkpointing, trainers, pairs):
 def test_the_routers_loss_counts_each_rows_tokens_in_either_form(trainers, pairs):
     found = {}
     for form in ("packed", "forked"):
-        made = trainers(DPOTrainer, DPOConfig, random_model("qwen3_moe"), pairs, ref_model=random_model("qwen3_moe", seed=1), form=form)
+        made = trainers(
+            DPOTrainer,
+            DPOConfig,
+            random_model("qwen3_moe"),
+            pairs,
+            ref_model=random_model("qwen3_moe", seed=1),
+            form=form,
+        )
         assert_same(*made, gradients_to=1e-4)
         found[form] = outcome(made[1], batch_of(made[0]))[1]["aux_loss"]
     assert found["packed"] == pytest.approx(found["forked"], rel=1e-6)
@@ -79,12 +94,19 @@ def test_the_routers_loss_counts_each_rows_tokens_in_either_form(trainers, pairs
 def test_a_routers_loss_reaches_odds_too(trainers, pairs):
     model = random_model("qwen3_moe")
     model.config.output_router_logits, model.config.router_aux_loss_coef = True, 0.1
-    assert_same(*trainers(ORPOTrainer, ORPOConfig, model, pairs, disable_dropout=True), skip=("logits/chosen", "logits/rejected"))
+    assert_same(
+        *trainers(ORPOTrainer, ORPOConfig, model, pairs, disable_dropout=True),
+        skip=("logits/chosen", "logits/rejected"),
+    )
 
 
 def test_labelled_rows_run_as_they_are(trainers, pairs):
-    rows = [{"prompt": each["prompt"], "completion": each["chosen"], "label": bool(n % 2)} for n, each in enumerate(pairs)]
-    made = trainers(KTOTrainer, KTOConfig, random_model("qwen3_next"), rows, ref_model=random_model("qwen3_next", seed=1))
+    rows = [
+        {"prompt": each["prompt"], "completion": each["chosen"], "label": bool(n % 2)} for n, each in enumerate(pairs)
+    ]
+    made = trainers(
+        KTOTrainer, KTOConfig, random_model("qwen3_next"), rows, ref_model=random_model("qwen3_next", seed=1)
+    )
     assert made[1].form == "forked"
     assert_same(*made, gradients_to=1e-4)
 
@@ -98,7 +120,9 @@ def test_equal_answers_and_rows_that_begin_apart_are_forked(trainers):
 
 
 def test_selective_checkpoints_keep_a_cache(trainers, pairs):
-    made = trainers(DPOTrainer, DPOConfig, random_model("qwen3_next"), pairs, peft_config=LORA, gradient_checkpointing=True)
+    made = trainers(
+        DPOTrainer, DPOConfig, random_model("qwen3_next"), pairs, peft_config=LORA, gradient_checkpointing=True
+    )
     keep_products(made[1].model)
     assert_same(*made, gradients_to=1e-3)
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tiny_models import tiny_model
 from trl.trainer.utils import add_fused_lm_head
 
-from preftune.fastpath.attention import masks, row_multiple
 from preftune.fastpath import packed
+from preftune.fastpath.attention import masks, row_multiple
 from preftune.fastpath.forward import output_of
 from preftune.fastpath.layout import IGNORED, read_rows
 from preftune.fastpath.packed import lay_out, place
@@ -138,5 +138,7 @@ def test_flex_attention_scores_as_the_dense_mask_does():
         for implementation in ("sdpa", "flex_attention"):
             model.config._attn_implementation = implementation
             multiple = row_multiple(model.config, ids.device)
-            outputs.append(output_of(packed, model.forward, model, lay_out(read_rows(ids, labels, True), 32, multiple)).log_probs)
+            outputs.append(
+                output_of(packed, model.forward, model, lay_out(read_rows(ids, labels, True), 32, multiple)).log_probs
+            )
     torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)

@@ -8,9 +8,9 @@ def mixins(cls: type) -> tuple[type, ...]:
     from trl.experimental.orpo import ORPOTrainer
 
     from preftune.fastpath.batches import LengthBatches
+    from preftune.fastpath.forward import FastForward, FastPairs
     from preftune.fastpath.kto_batches import KTOBatches
     from preftune.fastpath.odds import FastCPO, FastORPO
-    from preftune.fastpath.forward import FastForward, FastPairs
     from preftune.fastpath.reference_cache import ReferenceCache
 
     fast = {

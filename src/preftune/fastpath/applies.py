@@ -1,6 +1,5 @@
 """Which form of the fast path gives what TRL's forward gives: for a model, once; for a batch, each time."""
 
-import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -117,9 +117,9 @@ def convolved(
 
 @contextmanager
 def replayed(backbone: PreTrainedModel, cache: DynamicCache) -> Iterator[None]:
-    """Let checkpointed layers use `cache`, which transformers takes from them: they would fill it again in the backward.
+    """Let checkpointed layers use `cache`; transformers takes it from them, as the backward would fill it again.
 
-    There they run on a copy of the cache as it was before the forward.
+    Here the backward runs them on a copy of the cache as it was before the forward.
     """
     layers = [each for each in backbone.modules() if isinstance(each, GradientCheckpointingLayer)]
     layers = [each for each in layers if each.gradient_checkpointing and each.training]

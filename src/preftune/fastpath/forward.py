@@ -14,6 +14,7 @@ from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput
 
+from preftune.config.errors import UserError
 from preftune.fastpath.applies import backbone, choose, longest_row, packed_by_trl, why_not_batch
 from preftune.fastpath.head import PER_TOKEN, auxiliary_loss, score
 from preftune.fastpath.layout import IGNORED, Layout, read_rows
@@ -101,7 +102,9 @@ def install(
     def forward(self, *args, fused_lm_head=False, labels=None, **kwargs):
         if not fused_lm_head:
             return fused(*args, **kwargs) if labels is None else fused(*args, labels=labels, **kwargs)
-        routed = kwargs.get("output_router_logits", getattr(self.config.get_text_config(), "output_router_logits", False))
+        routed = kwargs.get(
+            "output_router_logits", getattr(self.config.get_text_config(), "output_router_logits", False)
+        )
         if routed:
             kwargs["output_router_logits"] = True
         if packed_by_trl(kwargs, labels):
@@ -120,6 +123,10 @@ def install(
             return output_of(form, fused, self, layout, mean_everywhere, routed)
 
     model.forward = MethodType(forward, model)
+
+
+class FormError(UserError):
+    """A form was asked for that does not apply."""
 
 
 class FastForward:
@@ -152,13 +159,15 @@ class FastForward:
         if getattr(self, "ref_model", None) is not None:
             self._install_on(self.ref_model, wanted)
         self.form = taken
+        if taken is not None:
+            self.accelerator.print(f"Fast forward: {taken}", flush=True)
 
     def _install_on(self, model: PreTrainedModel, wanted: str | None) -> str | None:
         model = self.accelerator.unwrap_model(model)
         form, reason = choose(model, self, wanted)
         if form is None:
             if wanted is not None:
-                raise ValueError(f"fastpath.form={wanted} does not apply: {reason}. Leave fastpath.form out")
+                raise FormError(f"fastpath.form={wanted} does not apply: {reason}. Leave fastpath.form out")
             self._say(reason)
             return None
         self._install(form, model.get_base_model() if is_peft_model(model) else model)

@@ -44,6 +44,9 @@ def auxiliary_loss(
 
     `router_logits` are (N, experts) per layer; of `hidden` one row is scored and thrown away.
     """
-    stand_in, label = Picked(model, hidden[:1], router_logits), torch.zeros(1, 1, dtype=torch.long, device=hidden.device)
+    stand_in, label = (
+        Picked(model, hidden[:1], router_logits),
+        torch.zeros(1, 1, dtype=torch.long, device=hidden.device),
+    )
     options = {"output_router_logits": True, "attention_mask": counts}
     return fused.__func__(stand_in, shift_labels=label, fused_lm_head=True, **options).aux_loss

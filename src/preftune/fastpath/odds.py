@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
-from preftune.fastpath.layout import IGNORED
 from preftune.fastpath.forward import FastPairs, install
+from preftune.fastpath.layout import IGNORED
 
 
 class FastOdds(FastPairs):
@@ -35,7 +35,9 @@ class FastOdds(FastPairs):
         learned = self._learned(ids.masked_fill(seen == 0, IGNORED), answers)[:pairs]
         labels = torch.cat([learned, answers[pairs:]])
         routed = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        outputs = model(input_ids=ids, attention_mask=seen, labels=labels, fused_lm_head=True, use_cache=False, **routed)
+        outputs = model(
+            input_ids=ids, attention_mask=seen, labels=labels, fused_lm_head=True, use_cache=False, **routed
+        )
 
         answered = answers[:, 1:] != IGNORED
         logps = (outputs.log_probs * answered).sum(-1)

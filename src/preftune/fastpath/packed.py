@@ -36,7 +36,7 @@ class Packed(Layout):
 
 
 def why_not(model: PreTrainedModel, backbone: PreTrainedModel) -> str | None:
-    """Why `model`, whose text runs through `backbone`, cannot be packed; None where it can, as far as its code tells."""
+    """Why `model`, whose text runs through `backbone`, cannot be packed, as far as its code tells; else None."""
     config = backbone.config
     odd = set(getattr(config, "layer_types", None) or ()) - {FULL, SLIDING}
     if getattr(model, "_is_stateful", False) or odd:
@@ -113,7 +113,7 @@ def lay_out_for(backbone: PreTrainedModel, rows: Rows) -> Packed:
 
 
 def run(backbone: PreTrainedModel, layout: Packed, **options: object) -> SimpleNamespace:
-    """`hidden` (R·C, width) of every packed token, after the final norm, and `router_logits` where they are asked for."""
+    """`hidden` (R·C, width) of every packed token, after the final norm, and `router_logits` if asked for."""
     outputs = backbone(
         input_ids=layout.input_ids,
         attention_mask=masks(layout, backbone.config, backbone.dtype),
