@@ -11,7 +11,7 @@ from tiny_models import SIZES, tiny_model
 from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig, OpenAIGPTConfig
 from trl import DPOConfig, DPOTrainer
 
-from preftune.fastpath import packed, trainer_class
+from preftune.fastpath import trainer_class
 
 NAMES = {"vocab_size": SIZES["vocab_size"], "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
 SMALL = NAMES | {"hidden_size": 32, "num_hidden_layers": 2}
@@ -52,7 +52,7 @@ def test_an_attention_that_takes_no_mask_is_named(trainers, pairs):
     assert (
         "attn_implementation=flash_attention_2 takes no mask; sdpa, eager, flex_attention do" in choose(model, ours)[1]
     )
-    assert choose(tiny_model("llama"), ours) == (packed, "")
+    assert choose(tiny_model("llama"), ours) == ("packed", "")
 
 
 def test_a_model_that_reads_masks_in_its_own_way_is_found_out(trainers, pairs, monkeypatch):

@@ -17,7 +17,8 @@ from preftune.config.errors import brief
 from preftune.fastpath import forked, packed
 from preftune.fastpath.layout import IGNORED, Layout, read_rows
 
-FORMS = (packed, forked)  # in the order tried; each has why_not, lay_out_for and run
+# In the order tried; each has why_not, lay_out_for and run
+FORMS: dict[str, ModuleType] = {"packed": packed, "forked": forked}
 # What TRL's text trainers give to the model's forward; anything else (images, token types, positions) keeps TRL's own
 INPUTS = {
     *("input_ids", "attention_mask", "use_cache", "return_dict", "output_attentions", "output_hidden_states"),
@@ -28,8 +29,8 @@ CHECKPOINT = "_gradient_checkpointing_func"  # what transformers calls a layer's
 LENGTH_BOUND_ROPES = ("dynamic", "longrope")  # rotary frequencies that change with the length of the row
 
 
-def choose(model: PreTrainedModel, trainer: Trainer, wanted: str | None = None) -> tuple[ModuleType | None, str]:
-    """The form for `model`, which `trainer` runs; or None and why it keeps TRL's own forward, in one line.
+def choose(model: PreTrainedModel, trainer: Trainer, wanted: str | None = None) -> tuple[str | None, str]:
+    """The name of the form for `model`, which `trainer` runs; or None and why it keeps TRL's own forward, in one line.
 
     `wanted` names the only form to try.
     """
@@ -41,11 +42,12 @@ def choose(model: PreTrainedModel, trainer: Trainer, wanted: str | None = None) 
         if reason := _why_not_trainer(trainer) or _why_not_model(model):
             return None, reason
         reasons = []
-        for form in [each for each in FORMS if wanted in (None, each.NAME)]:
-            reason = form.why_not(model, backbone(model)) or _why_not_probe(model, form, trainer)
-            if reason is None:
-                return form, ""
-            reasons.append(f"{form.NAME}: {reason}")
+        for name, form in FORMS.items():
+            if wanted in (None, name):
+                reason = form.why_not(model, backbone(model)) or _why_not_probe(model, form, trainer)
+                if reason is None:
+                    return name, ""
+                reasons.append(f"{name}: {reason}")
         return None, "; ".join(reasons)
     except Exception as error:  # whatever a model of unknown code raises, TRL's path remains
         return None, f"{type(model).__name__} could not be tried ({brief(error)})"
@@ -60,8 +62,10 @@ def _why_not_trainer(trainer: Trainer) -> str | None:
     parallel = getattr(trainer.accelerator, "parallelism_config", None)
     if getattr(trainer, "_is_vision_dataset", False):
         return "the data holds images"
-    if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
-        return "the model's weights are sharded"
+    if is_deepspeed_zero3_enabled():
+        return "ZeRO-3 shards the model's weights"
+    if trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.fsdp_version != 2:
+        return "FSDP 1 flattens the model's weights"
     if parallel is not None and (parallel.tp_enabled or parallel.cp_enabled or parallel.sp_enabled):
         return "rows or weights are split among devices"
     return None
@@ -81,6 +85,8 @@ def _why_not_probe(model: PreTrainedModel, form: ModuleType, trainer: Trainer) -
     """Run two short pairs both ways, forward and backward: an architecture that reads masks, positions or its cache in
     a way of its own shows here.
     """
+    if form is forked and trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.activation_checkpointing:
+        return "FSDP's activation checkpointing fills a cache twice; take gradient_checkpointing"
     if form is forked and trainer.args.gradient_checkpointing:
         if (trainer.args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
             return "reentrant checkpointing keeps no cache"

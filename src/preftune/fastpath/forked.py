@@ -22,7 +22,6 @@ from transformers.utils import logging
 
 from preftune.fastpath.layout import Layout, Rows, way_back
 
-NAME = "forked"
 CACHE_NAMES = ("past_key_values", "cache_params", "layer_past")
 
 

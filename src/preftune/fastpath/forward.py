@@ -10,12 +10,12 @@ from contextlib import AbstractContextManager
 from types import MethodType, ModuleType
 
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import broadcast_object_list, is_peft_model
 from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput
 
 from preftune.config.errors import UserError
-from preftune.fastpath.applies import backbone, choose, longest_row, packed_by_trl, why_not_batch
+from preftune.fastpath.applies import FORMS, backbone, choose, longest_row, packed_by_trl, why_not_batch
 from preftune.fastpath.head import PER_TOKEN, auxiliary_loss, score
 from preftune.fastpath.layout import IGNORED, Layout, read_rows
 
@@ -155,23 +155,22 @@ class FastForward:
         wanted, self.form = self.form, None
         if wanted == "off":
             return
-        taken = self._install_on(self.model, wanted)
-        if getattr(self, "ref_model", None) is not None:
-            self._install_on(self.ref_model, wanted)
-        self.form = taken
-        if taken is not None:
-            self.accelerator.print(f"Fast forward: {taken}", flush=True)
-
-    def _install_on(self, model: PreTrainedModel, wanted: str | None) -> str | None:
-        model = self.accelerator.unwrap_model(model)
-        form, reason = choose(model, self, wanted)
+        model = self.accelerator.unwrap_model(self.model)
+        # One process decides for all: the weights of others may not be loaded yet, and forms differ in their calls
+        chosen = [choose(model, self, wanted) if self.accelerator.is_main_process else (None, "")]
+        form, reason = broadcast_object_list(chosen)[0]
         if form is None:
             if wanted is not None:
                 raise FormError(f"fastpath.form={wanted} does not apply: {reason}. Leave fastpath.form out")
             self._say(reason)
-            return None
-        self._install(form, model.get_base_model() if is_peft_model(model) else model)
-        return form.NAME
+            return
+        self.form = form
+        model = model.get_base_model() if is_peft_model(model) else model
+        self._install(FORMS[form], model)
+        reference = getattr(self, "ref_model", None) and self.accelerator.unwrap_model(self.ref_model)
+        if type(reference) is type(model):
+            self._install(FORMS[form], reference)
+        self.accelerator.print(f"Fast forward: {form}", flush=True)
 
     def _install(self, form: ModuleType, model: PreTrainedModel) -> None:
         install(form, model, self.pairs, self.accelerator.autocast, self._say)

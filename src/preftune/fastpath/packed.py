@@ -22,8 +22,6 @@ from transformers import PreTrainedModel
 from preftune.fastpath.attention import FULL, IMPLEMENTATIONS, SLIDING, masks, row_multiple
 from preftune.fastpath.layout import Layout, Rows, way_back
 
-NAME = "packed"
-
 
 @dataclass(frozen=True)
 class Packed(Layout):

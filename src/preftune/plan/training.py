@@ -31,7 +31,7 @@ class Training:
         self.width, self.layers = text.hidden_size, text.num_hidden_layers
         # as far as a configuration tells: fastpath/applies.py
         takes_masks = cfg.model.attn_implementation in (None, *IMPLEMENTATIONS)
-        self.packed = cfg.fastpath.enabled and takes_masks and not sharding.startswith(("zero3", "fsdp"))
+        self.packed = cfg.fastpath.enabled and takes_masks and not sharding.startswith("zero3")
 
     @property
     def autocast(self) -> str | None:
