@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from trl import DPOTrainer
 
 from preftune.report.record import metrics
 from preftune.runs.checkpoints import PARTS, SEAL, lacking
@@ -127,3 +129,24 @@ def test_another_optimizer_or_batch_is_not_the_same_run(composed, change, named)
     broken_off(Path(cfg.output_dir), 2)
     with pytest.raises(RunError, match=named):
         train(composed("dpo", *STEPS, change, "resume=true"))
+
+
+def test_memory_that_runs_out_names_fewer_rows_at_a_time_and_the_run_goes_on_so(composed, monkeypatch, capsys):
+    cfg = composed("dpo", *STEPS, "hardware.per_device_train_batch_size=4")
+    step = DPOTrainer.training_step
+
+    def full(trainer, *args, **kwargs):
+        if trainer.state.global_step == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return step(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(DPOTrainer, "training_step", full)
+    with pytest.raises(RunError, match="out of memory") as ended:
+        train(cfg)
+    monkeypatch.undo()
+    keys = [word.strip(",:") for word in str(ended.value).split() if "=" in word]
+    assert "hardware.per_device_train_batch_size=2" in keys and "resume=true" in keys
+    train(composed("dpo", *STEPS, *keys))
+    said = capsys.readouterr().out
+    assert "resume: checkpoint-2" in said and "2 rows at a time instead of 4" in said
+    assert len(losses(Path(cfg.output_dir))) == 4

@@ -46,6 +46,11 @@ def disk_is_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in FULL or any(each in str(error) for each in words)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error, as torch raises it on a GPU or a CPU, means that a device's memory is full."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
 @contextlib.contextmanager
 def advice(what: str) -> Iterator[None]:
     """For what only advises: an error that it did not foresee costs one line and never the run.

@@ -184,7 +184,12 @@ def require_readable(cfg: DictConfig, checkpoint: Path, rows: int) -> None:
             f"{now}{WITH[ours]}: resume with the same hardware=… and nproc, or start anew elsewhere: output_dir=ANOTHER"
         )
     took = saved["train_batch_size"] * before
-    if took != rows * now:
+    if before == now and took != rows * now:
+        print(
+            f"resume: {rows} rows at a time instead of {saved['train_batch_size']}; what is left of this epoch is drawn "
+            "anew"
+        )
+    elif took != rows * now:
         fitting = f"hardware.per_device_train_batch_size={took // now}" if took % now == 0 else f"nproc={before}"
         raise LaunchError(
             f"{checkpoint} comes from {before} × {saved['train_batch_size']} rows at a time, and now there are {now} × "

@@ -1,6 +1,7 @@
 """The run directory: opened once, never overwritten, and able to say what made it."""
 
 import contextlib
+import math
 import os
 import platform
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from preftune.config.errors import Interrupted, Stopped, UserError, disk_is_full
+from preftune.config.errors import Interrupted, Stopped, UserError, brief, disk_is_full, out_of_memory
 from preftune.config.files import write_json, write_text
 from preftune.config.processes import main_process
 from preftune.report.record import begun, way_on
@@ -22,8 +23,8 @@ from preftune.report.record import begun, way_on
 PACKAGES = ["preftune", "torch", "trl", "transformers", "datasets", "peft", "accelerate", "bitsandbytes", "wandb"]
 # What a resumed run may set anew and be the same run
 MAY_CHANGE = {"resume", "tracking", "hardware", "nproc", "health", "gate"}
-# Of hardware, which may change: what on the same number of processes gives each step its rows
-SAME_STEPS = ("per_device_train_batch_size", "gradient_accumulation_steps")
+# Of hardware, which may change: what gives each step its rows, the product of both on the same number of processes
+ROWS_OF_A_STEP = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 class RunError(UserError):
@@ -82,6 +83,9 @@ def _ending(run: Path, cfg: DictConfig) -> Iterator[None]:
         raise
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
+        if out_of_memory(error):
+            why = f"out of memory ({run}): {brief(error)}. {less_at_a_time(cfg)}"
+            raise RunError(why) from error
         if disk_is_full(error):
             why = f"the disk is full ({run}): nothing that was there is lost. Make room. {way_on(cfg)}"
             raise RunError(why) from error
@@ -89,6 +93,21 @@ def _ending(run: Path, cfg: DictConfig) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             write_json(run / "status.json", {"state": state, "why": why})
+
+
+def less_at_a_time(cfg: DictConfig) -> str:
+    """How to go on with fewer rows at a time and as many per step."""
+    rows, steps = cfg.hardware.per_device_train_batch_size, cfg.hardware.gradient_accumulation_steps
+    parts = next((n for n in (2, 3, 5, rows) if rows % n == 0), 1)
+    if parts == 1 or (cfg.loss.get("view") == "unpaired" and rows == parts):  # KTO's KL term is a mean over the batch
+        return (
+            "It takes one batch of rows at a time already: shorten the rows (train.max_length), or take "
+            f"hardware.gradient_checkpointing=true, lora=qlora. {way_on(cfg)}"
+        )
+    fewer = f"hardware.per_device_train_batch_size={rows // parts}"
+    if cfg.global_batch is None:
+        fewer += f" hardware.gradient_accumulation_steps={steps * parts}"
+    return f"{way_on(cfg)}, and with {fewer}: fewer rows at a time, and as many per step"
 
 
 def mark_finished(run: Path) -> None:
@@ -150,8 +169,9 @@ def changed(cfg: DictConfig, run: Path) -> list[str]:
     now, then = (each.get("hardware") or {} for each in (config, before))
     if kind_of_optimizer(now) != kind_of_optimizer(then):
         keys.append(f"hardware.optim (it was {then.get('optim')})")
-    apart = [key for key in SAME_STEPS if now.get(key) != then.get(key)]
-    if apart and config.get("nproc") == before.get("nproc") and now.get("nodes") == then.get("nodes"):
+    apart = [key for key in ROWS_OF_A_STEP if now.get(key) != then.get(key)]
+    rows = [math.prod(each.get(key) or 1 for key in ROWS_OF_A_STEP) for each in (now, then)]
+    if rows[0] != rows[1] and config.get("nproc") == before.get("nproc") and now.get("nodes") == then.get("nodes"):
         keys += [f"hardware.{key} (it was {then.get(key)})" for key in apart]
     return keys
 
