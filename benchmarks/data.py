@@ -9,13 +9,21 @@ import numpy as np
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 from preftune.models import embedded
 
 ROOT = Path(__file__).parents[1]
 HH = ROOT.parent / "shared/data/hh-harmless-2000.jsonl.gz"
 DEMO = ROOT / "src/preftune/data/demo/train.jsonl"
+DEEP = {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 12}
+SHAPES = {  # of about 100M parameters, with SmolLM2's tokenizer and random weights
+    "gpt2": ("gpt2", {"n_positions": 1024}),
+    "moe": ("qwen3_moe", DEEP | {"head_dim": 64, "num_experts": 16, "num_experts_per_tok": 4,
+                                 "moe_intermediate_size": 256, "router_aux_loss_coef": 0.001}),
+    "hybrid": ("lfm2", DEEP | {"intermediate_size": 1536, "full_attn_idxs": [2, 5, 8, 11]}),
+    "gemma3": ("gemma3_text", DEEP | {"head_dim": 64, "intermediate_size": 2048, "sliding_window": 256}),
+}  # fmt: skip
 ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
@@ -63,13 +71,15 @@ def synthetic(prompt: int, answer: int, rows: int) -> Dataset:
 
 
 def model_of(case):
-    """Model, tokenizer and adapter of a case; the GPT-2 has its shape, SmolLM2's tokenizer and random weights."""
+    """Model, tokenizer and adapter of a case; those of SHAPES have random weights."""
     name = "tiny" if case.model == "tiny" else "smollm2"
     folder = embedded.folder(f"embedded://{name}")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    if case.model == "gpt2":
+    if case.model in SHAPES:
+        kind, sizes = SHAPES[case.model]
         torch.manual_seed(0)
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=max(1024, case.max_length)))
+        config = CONFIG_MAPPING[kind](vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     else:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.config.use_cache = False

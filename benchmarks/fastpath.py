@@ -43,6 +43,10 @@ CASES = {  # shorter where TRL tuned, four processes beside each other, would ou
     "dpo-lora-fp32": Case(dtype="float32", max_length=384),
     "dpo-full-bf16": Case(tuning="full", max_length=256, checkpointing=SELECTIVE),
     "dpo-lora-bf16-gpt2": Case(model="gpt2"),
+    **{
+        f"dpo-lora-{model}": Case(model=model, dtype=QUICK.dtype, max_length=384, checkpointing=SELECTIVE)
+        for model in ("moe", "hybrid", "gemma3")
+    },
     **{f"dpo-lora-bf16-demo-batch{size}": Case(source="demo", batch=size) for size in BATCHES},
     **{
         f"dpo-lora-bf16-{p}-{a}": Case(source=f"synthetic-{p}-{a}", rows=256, batch=4, max_length=1280)

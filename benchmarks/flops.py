@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from accelerate.utils import is_peft_model
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from transformers import PreTrainedModel
 
+from preftune.fastpath.applies import FORMS, backbone
 from preftune.fastpath.layout import IGNORED, read_rows
-from preftune.fastpath.packed import lay_out
 
 # PyTorch counts the attention kernels of GPUs alone, and no product that is added in place, as the backward of TRL's
 # head on CPU is; these are its own formulas for them
@@ -37,17 +39,18 @@ class Forward:
     learned: bool = True
     everywhere: bool = False  # the head runs over all positions, whatever the labels
 
-    def shape(self, packed: bool, width: int) -> list[float]:
-        """Tokens, tokens × columns and positions scored."""
-        if packed:
-            layout = lay_out(read_rows(self.ids, self.labels, self.pairs), width)
-            (rows, columns), scored = layout.input_ids.shape, len(layout.picks)
-        else:
+    def shape(self, form: str | None, backbone: PreTrainedModel) -> list[float]:
+        """Tokens, tokens × what attention runs each against, and positions scored; `form` None: as TRL runs it."""
+        if form is None:
             rows, columns = self.ids.shape
-            scored = rows * columns
-        if packed and self.everywhere:
-            scored = int((layout.tree >= 0).sum())
-        return [rows * columns, rows * columns * columns, scored]
+            return [rows * columns, rows * columns * columns, rows * columns]
+        layout = FORMS[form].lay_out_for(backbone, read_rows(self.ids, self.labels, self.pairs))
+        scored = int((layout.counts > 0).sum()) if self.everywhere else len(layout.picks)
+        if form == "packed":
+            rows, columns = layout.input_ids.shape
+            return [rows * columns, rows * columns * columns, scored]
+        (pairs, before), (rows, after) = layout.prompt_ids.shape, layout.answer_ids.shape
+        return [layout.counts.numel(), pairs * before * before + rows * after * (before + after), scored]
 
 
 def forwards(trainer, inputs: dict) -> list[Forward]:
@@ -67,18 +70,19 @@ def forwards(trainer, inputs: dict) -> list[Forward]:
     return found
 
 
-def features(trainer, inputs: dict, packed: bool | str) -> list[float]:
+def features(trainer, inputs: dict, form: str | None) -> list[float]:
     """What the cost of a step on these inputs is linear in, three numbers a forward.
 
-    `packed`: as preftune lays them out; "alone": a pair at a time, without padding.
+    `form`: as preftune lays them out in it; "alone": a pair at a time, without padding; None: as TRL does.
     """
-    width = trainer.model.config.hidden_size
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    text = backbone(model.get_base_model() if is_peft_model(model) else model)
     shapes = []
     for forward in forwards(trainer, inputs):
-        if packed == "alone":
-            shapes += np.sum([each.shape(True, width) for each in alone(forward)], axis=0).tolist()
+        if form == "alone":
+            shapes += np.sum([each.shape("packed", text) for each in alone(forward)], axis=0).tolist()
         else:
-            shapes += forward.shape(bool(packed), width)
+            shapes += forward.shape(form, text)
     return shapes
 
 
@@ -107,9 +111,9 @@ def count(run: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def fit(run: Callable[[dict], None], examples: list[dict], trainer, packed: bool | str) -> tuple[np.ndarray, float]:
+def fit(run: Callable[[dict], None], examples: list[dict], trainer, form: str | None) -> tuple[np.ndarray, float]:
     """FLOP per feature, fitted to what `run` costs on the examples, and the largest relative error there."""
-    shapes = np.array([features(trainer, inputs, packed) for inputs in examples], dtype=float)
+    shapes = np.array([features(trainer, inputs, form) for inputs in examples], dtype=float)
     counted = np.array([count(lambda inputs=inputs: run(inputs)) for inputs in examples], dtype=float)
     scale = shapes.max(axis=0)
     factors, *_ = np.linalg.lstsq(shapes / scale / counted[:, None], np.ones(len(counted)), rcond=None)

@@ -20,7 +20,7 @@ from preftune.fastpath.packed import lay_out
 class Limit:
     """Takes the place of a trainer's steps and of its reference pass."""
 
-    packed = "alone"
+    form = "alone"
 
     def __init__(self, trainer):
         self.trainer = trainer
@@ -63,7 +63,7 @@ class Limit:
         began = time.perf_counter()
         for inputs in batches:
             self.score(inputs)
-        return time.perf_counter() - began, [flops.features(self.trainer, inputs, self.packed) for inputs in batches]
+        return time.perf_counter() - began, [flops.features(self.trainer, inputs, self.form) for inputs in batches]
 
     def train(self, steps: int) -> None:
         optimizer = self.trainer.create_optimizer()

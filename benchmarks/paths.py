@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from benchmarks import data, flops, limit
 from benchmarks.measure import collate, give_memory_back, hear, memory, reset_peak, say
 from preftune.config.stages import SELECTIVE
+from preftune.fastpath import trainer_class
 from preftune.fastpath.checkpointing import keep_products
 from preftune.fastpath.reference_cache import reference_jobs, scored_example, without_kl
 
@@ -31,7 +32,7 @@ class Case:
     """What is trained, the same for every path."""
 
     method: str = "dpo"  # dpo | kto | orpo
-    model: str = "smollm2"  # smollm2 | gpt2 | tiny
+    model: str = "smollm2"  # smollm2 | gpt2 | moe | hybrid | gemma3 | tiny
     tuning: str = "lora"  # lora | full
     dtype: str = "bfloat16"  # what autocast multiplies in; the weights are float32
     source: str = "hh"  # hh | demo | synthetic-<prompt tokens>-<answer tokens>
@@ -84,15 +85,12 @@ class Turns(TrainerCallback):
 
 def build(case: Case, path: str, folder: str):
     """The trainer of this path, with its data tokenized and nothing computed yet."""
-    trainer_class, config_class = trainer_classes(case.method)
-    if path == "preftune":
-        trainer_class = trainer_class(trainer_class)
+    trl_class, config_class = trainer_classes(case.method)
+    base = trainer_class(trl_class) if path == "preftune" else trl_class
     recomputed = bool(case.checkpointing) if path == "preftune" else case.checkpointing is True
     tuned = {"gradient_checkpointing": recomputed} | (REFERENCE if case.method != "orpo" else {})
     options = {} if path == "trl_default" else tuned
-    trainer_class = type(
-        trainer_class.__name__, (Staged, trainer_class), {"reference_cache": Path(folder) / "reference"}
-    )
+    staged = type(base.__name__, (Staged, base), {"reference_cache": Path(folder) / "reference"})
     args = config_class(
         output_dir=folder,
         use_cpu=not torch.cuda.is_available(),
@@ -109,9 +107,7 @@ def build(case: Case, path: str, folder: str):
         **options,
     )
     model, tokenizer, peft = data.model_of(case)
-    trainer = trainer_class(
-        model, args=args, train_dataset=data.pairs(case), processing_class=tokenizer, peft_config=peft
-    )
+    trainer = staged(model, args=args, train_dataset=data.pairs(case), processing_class=tokenizer, peft_config=peft)
     if path == "preftune" and case.checkpointing == SELECTIVE:
         keep_products(trainer.model)
     return trainer
@@ -148,11 +144,11 @@ def measure(case: Case, path: str, steps: int, timed: bool = True) -> None:
         trainer = build(case, path, folder)
         way = limit.Limit(trainer) if path == "limit" else Way(trainer, path)
         batches = [rows for rows in planned(trainer) if len(rows) == case.batch]
-        plan = np.array([flops.features(trainer, collate(trainer, rows), way.packed) for rows in batches])
+        plan = np.array([flops.features(trainer, collate(trainer, rows), way.form) for rows in batches])
         picked = spread(plan[:, 0], steps)
         warm = int(np.argmin(plan[:, 0]))
         reference = reference_batches(trainer, path) if timed else []
-        later = [flops.features(trainer, inputs, way.packed) for inputs in reference]
+        later = [flops.features(trainer, inputs, way.form) for inputs in reference]
         examples = data.calibration(trainer, plan.shape[1] + 1)
         reset_peak()
         idle = memory("VmRSS")
@@ -168,11 +164,11 @@ def measure(case: Case, path: str, steps: int, timed: bool = True) -> None:
         else:
             way.prepare()
         torch.set_num_threads(1)  # two paths count at once, and would wait for each other's threads
-        step_cost, step_error = flops.fit(way.step, examples, trainer, way.packed)
+        step_cost, step_error = flops.fit(way.step, examples, trainer, way.form)
         found = {"gflop": float(np.dot(plan.sum(axis=0), step_cost)) / 1e9, "fit_error": step_error}
         found["picked_gflop"] = [float(np.dot(plan[i], step_cost)) / 1e9 for i in picked]
         if reference:
-            cost, error = flops.fit(way.score, [way.scored(inputs) for inputs in examples], trainer, way.packed)
+            cost, error = flops.fit(way.score, [way.scored(inputs) for inputs in examples], trainer, way.form)
             found["fit_error"] = max(error, step_error)
             found["reference_gflop"] = float(np.dot(np.sum(later, axis=0), cost)) / 1e9
             found["sample_gflop"] = float(np.dot(np.sum(sample[1], axis=0), cost)) / 1e9
@@ -184,12 +180,12 @@ class Way:
 
     def __init__(self, trainer, path: str):
         self.trainer, self.path = trainer, path
-        self.packed = path == "preftune" and trainer.form == "packed"
+        self.form = trainer.form if path == "preftune" else None
 
     def reference(self) -> tuple[float, list]:
         """Compute the picked rows' reference log-probs: seconds, and the features of the batches that it ran."""
         trainer = self.trainer
-        ran = [flops.features(trainer, inputs, self.packed) for inputs in reference_batches(trainer, self.path)]
+        ran = [flops.features(trainer, inputs, self.form) for inputs in reference_batches(trainer, self.path)]
         trainer.staged = True
         began = time.perf_counter()
         size = trainer.args.per_device_train_batch_size

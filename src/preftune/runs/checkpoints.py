@@ -186,8 +186,8 @@ def require_readable(cfg: DictConfig, checkpoint: Path, rows: int) -> None:
     took = saved["train_batch_size"] * before
     if before == now and took != rows * now:
         print(
-            f"resume: {rows} rows at a time instead of {saved['train_batch_size']}; what is left of this epoch is drawn "
-            "anew"
+            f"resume: {rows} rows at a time instead of {saved['train_batch_size']}; what is left of this epoch is "
+            "drawn anew"
         )
     elif took != rows * now:
         fitting = f"hardware.per_device_train_batch_size={took // now}" if took % now == 0 else f"nproc={before}"
