@@ -11,22 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate.utils import is_peft_model
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from preftune.fastpath.applies import FORMS, backbone
 from preftune.fastpath.layout import IGNORED, read_rows
+from preftune.plan.measure import COUNTED
 
-# PyTorch counts the attention kernels of GPUs alone, and no product that is added in place, as the backward of TRL's
-# head on CPU is; these are its own formulas for them
-ATEN = torch.ops.aten
-UNCOUNTED = {
-    ATEN.addmm_: lambda added, left, right, **_: 2 * left[0] * left[1] * right[1],
-    ATEN._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
-    ATEN._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: sdpa_backward_flop_count(
-        *shapes[:4]
-    ),
-}
+# No product that is added in place is counted by PyTorch, as the backward of TRL's head on CPU is
+UNCOUNTED = COUNTED | {torch.ops.aten.addmm_: lambda added, left, right, **_: 2 * left[0] * left[1] * right[1]}
 
 
 @dataclass(frozen=True)
