@@ -11,7 +11,6 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM
 
 from preftune.pipeline.run import run_stages
-from preftune.runs.training import train
 
 STAGES = [
     *("sft.train.learning_rate=0.02", "train.learning_rate=0.01"),
@@ -102,7 +101,7 @@ def test_an_unfinished_stage_goes_on_alone(composed, finished, capsys):
 
 def test_a_pipeline_starts_from_an_adapter(composed, finished, tmp_path):
     adapter = Path(finished[0].output_dir) / "sft" / "model"
-    more = ["pipeline=from_adapter", f"pipeline.adapter={adapter}", f"output_dir={tmp_path / 'from_adapter'}"]
+    more = ["pipeline.stages=[preference]", "model=path", f"model.path={adapter}", f"output_dir={tmp_path / 'onward'}"]
     summary = run_stages(composed("sft_dpo", *STAGES, *more))
     sft = finished[1]["snapshots"][1]
     assert summary["snapshots"][0]["perplexity"] == pytest.approx(sft["perplexity"], rel=1e-5)
@@ -159,11 +158,3 @@ def test_after_full_fine_tuning_the_second_stage_starts_from_the_saved_model(com
     run = Path(cfg.output_dir)
     assert not (run / "sft-model").exists()
     assert json.loads((run / "preference" / "manifest.json").read_text())["model"]["path"] == str(run / "sft" / "model")
-
-
-def test_an_adapter_is_no_model_to_start_from(composed):
-    cfg = composed("dpo")
-    train(cfg)
-    other = composed("dpo", "model=path", f"model.path={cfg.output_dir}/model", f"output_dir={cfg.output_dir}-2")
-    with pytest.raises(ValueError, match="is an adapter, not a whole model. Merge it first"):
-        train(other)

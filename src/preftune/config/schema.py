@@ -22,6 +22,7 @@ from preftune.config.values import Wants, complaint, wants
 # What the keys of base.yaml want whose default does not tell
 KINDS = {
     "model.path": "str",
+    "model.adapter": "Literal['merge', 'continue']",
     "model.reference": "str | None",
     "model.revision": "str | None",
     "model.dtype": "Literal['float32', 'bfloat16', 'float16']",

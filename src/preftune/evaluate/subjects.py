@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from peft import PeftConfig, PeftModel
 
 from preftune.config.errors import UserError
-from preftune.models import embedded
-from preftune.models.load import load_model, load_tokenizer
+from preftune.models import adapters, embedded
+from preftune.models.load import continued, load_adapter, load_model, load_tokenizer
 
 ADAPTER, CONFIG, MANIFEST = "adapter_config.json", "config.yaml", "manifest.json"
 
@@ -42,6 +42,14 @@ class Subject:
         """The run's `lora` section where its adapter was trained over quantized weights, so that these are loaded."""
         quantized = self.adapter and self.cfg is not None and "quantization" in self.cfg.lora
         return self.cfg.lora if quantized else OmegaConf.create({})
+
+    @property
+    def base(self) -> DictConfig:
+        """The `model` section that the adapter stands on: the start, or the base of an adapter that was continued."""
+        if not continued(self.start):
+            return self.start
+        path, revision = adapters.base_of(self.start.path, self.start.revision)
+        return OmegaConf.merge(self.start, {"path": path, "revision": revision})
 
     @property
     def beta(self) -> float | None:
@@ -171,6 +179,8 @@ def load(subject: Subject, reference: str | None = None) -> Loaded:
         if measure.tokenizer().get_vocab() != tokenizer.get_vocab():
             raise SubjectError(f"reference={reference} has other tokens than {subject.name}: no log-probs to compare")
         other = weights(measure)
+    elif continued(subject.start) and subject.adapter:
+        other = on_device(load_adapter(subject.start, subject.lora, use_cpu()))
     elif not subject.adapter:
         other = on_device(load_model(subject.start, OmegaConf.create({}), use_cpu()))
     return Loaded(weights(subject), tokenizer, other)
@@ -180,7 +190,7 @@ def weights(subject: Subject) -> torch.nn.Module:
     """The subject's own weights alone, with its adapter on, in evaluation mode."""
     if not subject.adapter:
         return on_device(load_model(subject.whole, OmegaConf.create({}), use_cpu()))
-    start = on_device(load_model(subject.start, subject.lora, use_cpu()))
+    start = on_device(load_model(subject.base, subject.lora, use_cpu()))
     return PeftModel.from_pretrained(start, subject.weights).eval()
 
 

@@ -14,7 +14,7 @@ import datasets
 import torch
 import transformers
 from omegaconf import DictConfig, OmegaConf
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,9 +26,9 @@ from transformers import (
 )
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
-from preftune.config.errors import UserError
+from preftune.config.errors import UserError, brief
 from preftune.config.processes import main_process
-from preftune.models import embedded, hub
+from preftune.models import adapters, embedded, hub
 from preftune.models.tokenizer import prepare
 
 
@@ -46,26 +46,25 @@ def load_tokenizer(model: DictConfig) -> PreTrainedTokenizerBase:
 
     Raises ModelError where the model cannot be had, TokenizerError where its tokens or template cannot be used.
     """
-    return prepare(_from_pretrained(AutoTokenizer.from_pretrained, model), model)
+    return prepare(_from_pretrained(tokenizer_of, model), model)
 
 
-def require_whole(model: DictConfig) -> None:
-    """Raise ModelError where model.path is an adapter instead of a whole model."""
-    if (Path(location(model)) / "adapter_config.json").exists():
-        raise ModelError(
-            f"model.path={model.path} is an adapter, not a whole model. Merge it first, so that the policy and its "
-            f"reference start from the same weights: python -m recipes.export run={model.path} output=merged, then "
-            f"model.path=merged. Or let a pipeline do so: python -m recipes.sft_dpo pipeline=from_adapter "
-            f"pipeline.adapter={model.path}"
-        )
+def tokenizer_of(path: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the weights; that of its base where an adapter has none."""
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError):
+        if (below := adapters.base_of(path, revision)) is None:
+            raise
+        return tokenizer_of(*below, trust_remote_code)
 
 
 def load_model(model: DictConfig, lora: DictConfig, use_cpu: bool) -> PreTrainedModel:
     """The model in `model.dtype`, or in 4 or 8 bits where `lora.quantization` says so; not yet wrapped by PEFT.
 
-    Raises ModelError where the model cannot be had, or is an adapter instead of a whole model.
+    An adapter at model.path comes merged into its base. Raises ModelError where the model cannot be had, or where what
+    is merged should be quantized.
     """
-    require_whole(model)
     options = {"dtype": getattr(torch, model.dtype), "attn_implementation": model.attn_implementation}
     if "quantization" in lora:
         options |= in_few_bits(OmegaConf.to_container(lora.quantization, resolve=True), use_cpu)
@@ -76,6 +75,20 @@ def load_model(model: DictConfig, lora: DictConfig, use_cpu: bool) -> PreTrained
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return loaded
+
+
+def load_adapter(model: DictConfig, lora: DictConfig, use_cpu: bool, trainable: bool = False) -> PeftModel:
+    """The adapter at model.path on its base, which is quantized where `lora.quantization` says so."""
+    path, revision = location(model), model.revision
+    base, base_revision = adapters.base_of(path, revision)
+    below = load_model(OmegaConf.merge(model, {"path": base, "revision": base_revision}), lora, use_cpu)
+    adapters.fit_vocabulary(below, path, revision)
+    return PeftModel.from_pretrained(below, path, revision=revision, is_trainable=trainable)
+
+
+def continued(model: DictConfig) -> bool:
+    """Whether model.path is an adapter that is trained on itself."""
+    return model.adapter == "continue" and adapters.base_of(location(model), model.revision) is not None
 
 
 def in_few_bits(quantization: dict, use_cpu: bool) -> dict:
@@ -95,6 +108,22 @@ def whole_model(
     with contextlib.redirect_stdout(sys.stderr):  # its import prints under WANDB_MODE=offline
         from trl.trainer.utils import create_model_from_path
 
+    if below := adapters.base_of(path, revision):
+        if "quantization_config" in options:
+            raise ModelError(
+                f"{path} is an adapter, which is merged into its base in full precision, and lora.quantization wants "
+                "4 or 8 bits: model.adapter=continue trains on the adapter itself, over quantized weights"
+            )
+        try:
+            base = whole_model(below[0], below[1], trust_remote_code, **options)
+        except OSError as error:
+            where = f"{below[0]}{f' (revision {below[1]})' if below[1] else ''}"
+            raise ModelError(
+                f"{path} is an adapter over {where}, which cannot be loaded ({brief(error)}). Write where it is as "
+                f"base_model_name_or_path into {path}/adapter_config.json"
+            ) from None
+        print(f"model: the adapter {path} is merged into its base, {below[0]}")
+        return adapters.with_adapter(base, path, revision)
     config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     if stored := getattr(config, "quantization_config", None):
         method = dict(stored)["quant_method"] if isinstance(stored, dict) else stored.quant_method

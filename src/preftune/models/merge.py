@@ -5,9 +5,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel
-from transformers import AutoTokenizer, PreTrainedModel
+from peft import PeftConfig
+from transformers import AutoTokenizer
 
+from preftune.models.adapters import with_adapter
 from preftune.models.load import in_few_bits, whole_model
 from preftune.models.tokenizer import carry
 
@@ -29,14 +30,3 @@ def merge(adapter: str | Path, target: str | Path, dtype: str = "float32", quant
     merged.save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)
     os.replace(scratch, target)
-
-
-def with_adapter(base: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
-    """`base` as a plain whole model with the adapter's update added to its weights.
-
-    A quantized base is dequantized first: merged into 4-bit weights, the sum would be rounded to 4 bits once more; and
-    the adapter makes up for what rounding did to these weights, so that over the full-precision ones it is too much.
-    """
-    if getattr(base, "is_quantized", False):
-        base = base.dequantize(base.dtype)
-    return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()

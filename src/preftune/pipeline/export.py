@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from preftune.config.errors import UserError, advice
 from preftune.evaluate.subjects import Subject, find, on_device, use_cpu, weights
 from preftune.models import hub
+from preftune.models.adapters import with_adapter
 from preftune.models.load import load_model, quiet
-from preftune.models.merge import with_adapter
 from preftune.models.tokenizer import carry, token_ids
 from preftune.report import model_card
 
@@ -77,7 +77,7 @@ def merged(subject: Subject, base: str) -> torch.nn.Module:
     if not subject.adapter:
         return weights(subject)
     lora = subject.lora if base == "trained" else OmegaConf.create({})
-    start = load_model(subject.start, lora, use_cpu=use_cpu())
+    start = load_model(subject.base, lora, use_cpu=use_cpu())
     return on_device(with_adapter(start, subject.weights))
 
 

@@ -14,7 +14,7 @@ from preftune.evaluate.snapshots import combine
 from preftune.models.load import quiet
 from preftune.pipeline import lineage
 from preftune.pipeline.lineage import Artifact
-from preftune.pipeline.stages import PREFERENCE, PipelineError, Progress, needed, trained, whole_model
+from preftune.pipeline.stages import PREFERENCE, PipelineError, Progress, needed, trained
 from preftune.report import terminal
 from preftune.runs import checkpoints, directory
 from preftune.runs.signals import Interruption
@@ -42,7 +42,7 @@ def run_stages(cfg: DictConfig) -> dict:
     started = time.time()
     steps = [(name, step_of(name, cfg)) for name in cfg.pipeline.stages]
     with directory.opened(cfg, write_report, stages=True) as run, Interruption():
-        progress = Progress(cfg, run, chosen_files(cfg), starting_model(cfg, run))
+        progress = Progress(cfg, run, chosen_files(cfg), lineage.artifact(cfg.model.path))
         for number, (name, step) in enumerate(steps, 1):
             print(f"Stage {number} of {len(steps)}: {name}", flush=True)
             step(progress, name)
@@ -66,15 +66,6 @@ def step_of(name: str, cfg: DictConfig) -> Callable[[Progress, str], None]:
     raise PipelineError(
         f"pipeline.stages: there is no stage {name}; there are {known}. A section with a loss is one too"
     )
-
-
-def starting_model(cfg: DictConfig, run: Path) -> Artifact:
-    """The model that the first stage starts from; an adapter to start from is merged into its base."""
-    if cfg.pipeline.adapter is None:
-        return lineage.artifact(cfg.model.path)
-    if not (Path(cfg.pipeline.adapter) / "adapter_config.json").exists():
-        raise PipelineError(f"pipeline.adapter={cfg.pipeline.adapter}: there is no adapter_config.json in it")
-    return whole_model(Path(cfg.pipeline.adapter), run / "start-model", cfg.model.dtype, OmegaConf.create({}))
 
 
 def evaluated(progress: Progress, name: str) -> None:

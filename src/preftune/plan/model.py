@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, Conv1D, PreTrainedConfig
 
 from preftune.config.errors import UserError
-from preftune.models import hub
+from preftune.models import adapters, hub
 from preftune.models.load import location
 from preftune.plan.measure import footprint, meta_model
 
@@ -59,7 +59,8 @@ def read(model: DictConfig) -> Model:
     try:
         if not local:
             hub.require(path, "model.path", model.revision)
-            return Model(AutoConfig.from_pretrained(path, **options), model.path)
+        path, options["revision"] = adapters.whole(path, model.revision)
+        return Model(AutoConfig.from_pretrained(path, **options), model.path)
     except (OSError, ValueError) as error:
         reason = error
     if not model.architecture or local:

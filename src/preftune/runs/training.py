@@ -1,6 +1,7 @@
 """One training run, from its config to its report."""
 
 import dataclasses
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -25,9 +26,9 @@ from preftune.health.findings import Findings
 from preftune.health.gate import perplexity_gate
 from preftune.health.monitor import Monitor
 from preftune.health.start import ProvedStart
-from preftune.models import load, sharding
+from preftune.models import adapters, load, sharding
 from preftune.models.identity import fingerprint
-from preftune.models.load import load_tokenizer, quiet, require_whole
+from preftune.models.load import continued, load_tokenizer, location, quiet
 from preftune.models.tokenizer import carry
 from preftune.plan import plan, text
 from preftune.plan.plan import require_fits
@@ -145,7 +146,10 @@ def prepare(run: Run) -> tuple[PreTrainedTokenizerBase, Data]:
         print(f"checkpoints: {MODEL_ONLY} leaves optimizer, schedule and random state out: no resume=true from them")
     if cfg.resume:
         require_resumable(run.path)
-    require_whole(cfg.model)
+    if continued(cfg.model):  # what it was made with stands in the place of what `lora` says
+        quantization = {"quantization": cfg.lora.quantization} if "quantization" in cfg.lora else {}
+        cfg.lora = adapters.settings(location(cfg.model), cfg.model.revision) | quantization
+        print(f"model: training goes on with the adapter {cfg.model.path}; its own settings, not lora's")
     tokenizer = load_tokenizer(cfg.model)
     data = load_data(cfg, tokenizer)
     print(f"data: {data.line}")
@@ -156,6 +160,8 @@ def save(trainer: Trainer, folder: str) -> None:
     """The model or its adapter with its tokenizer, and the tokens that end an answer, which PEFT leaves out."""
     carry(trainer.processing_class, trainer.accelerator.unwrap_model(trainer.model))
     trainer.save_model(folder)
+    if main_process():
+        shutil.rmtree(Path(folder) / "ref", ignore_errors=True)  # TRL's copy of an adapter that was continued
     generation = getattr(trainer.model, "generation_config", None)
     if generation is not None and main_process():
         with advice("generation_config.json"):  # transformers refuses some that models come with
@@ -222,13 +228,19 @@ def describe(run: Run, trainer: Trainer, data: Data) -> None:
         run.cfg,
         choices=run.choices,
         data={"path": OmegaConf.to_object(run.cfg.data)["path"], "fingerprint": data.fingerprint},
-        model={"path": run.cfg.model.path, "revision": run.cfg.model.revision, "weights": weights},
+        model={"path": run.cfg.model.path, "revision": run.cfg.model.revision, "weights": weights} | joined(run.cfg),
         reference=reference_of(trainer, run.cfg),
     )
     run.write("data_findings.json", found)
     run.write("manifest.json", manifest)
     run.tracker.data_findings(found)
     run.tracker.manifest(manifest)
+
+
+def joined(cfg: DictConfig) -> dict:
+    """Of a run that starts from an adapter: its base, and how they were joined."""
+    base = adapters.base_of(location(cfg.model), cfg.model.revision)
+    return {} if base is None else {"base": base[0], "base_revision": base[1], "adapter": cfg.model.adapter}
 
 
 def reference_of(trainer: Trainer, cfg: DictConfig) -> str:
@@ -239,6 +251,8 @@ def reference_of(trainer: Trainer, cfg: DictConfig) -> str:
         return f"another model, {cfg.model.reference}"
     if getattr(trainer, "precompute_ref_logps", False):
         return "the model before its first step, its log-probs computed beforehand"
+    if continued(cfg.model):
+        return "a copy of the adapter before its first step"
     return (
         "the model with its adapter off" if trainer.ref_model is None else "a copy of the model before its first step"
     )

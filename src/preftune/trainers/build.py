@@ -2,6 +2,7 @@
 
 import copy
 import traceback
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,15 @@ from preftune.config.processes import world_size
 from preftune.config.stages import RESERVED, SELECTIVE
 from preftune.data.findings import DataError
 from preftune.data.load import Data, load
-from preftune.models.load import ModelError, disable_dropout, load_model, lora_config, require_trainable
+from preftune.models.load import (
+    ModelError,
+    continued,
+    disable_dropout,
+    load_adapter,
+    load_model,
+    lora_config,
+    require_trainable,
+)
 from preftune.models.tokenizer import carry
 from preftune.trainers import engine, fits
 from preftune.trainers.engine import require_processes
@@ -92,7 +101,10 @@ def _build(cfg: DictConfig, data: Data, tokenizer: PreTrainedTokenizerBase, trai
         **{"logging_first_step": True, **arguments, "disable_tqdm": True},  # Progress shows one bar of our own
     )
     require_processes(args.world_size)
-    model = load_model(cfg.model, cfg.lora, bool(cfg.hardware.use_cpu))
+    goes_on = continued(cfg.model)
+    model = (partial(load_adapter, trainable=True) if goes_on else load_model)(
+        cfg.model, cfg.lora, bool(cfg.hardware.use_cpu)
+    )
     require_trainable(model, cfg.model.path, bool(cfg.lora))
     fits.require(model, tokenizer, cfg, data)
     if args.gradient_checkpointing and not model.supports_gradient_checkpointing:
@@ -108,7 +120,7 @@ def _build(cfg: DictConfig, data: Data, tokenizer: PreTrainedTokenizerBase, trai
         processing_class=tokenizer,
         train_dataset=data.train,
         eval_dataset=evaluated,
-        peft_config=adapter(cfg.lora, model),
+        peft_config=None if goes_on else adapter(cfg.lora, model),
         **own_reference(model, cfg, arguments),
     )
     say_left_out(trainer, data, evaluated)
