@@ -140,7 +140,8 @@ def test_continuing_loses_what_plain_trl_loses(sft, composed_in, pairs_file, tmp
         PeftModel.from_pretrained(model, run / "model", is_trainable=True),
         args=DPOConfig(
             str(tmp_path / "trl"), use_cpu=True, bf16=False, per_device_train_batch_size=24, max_steps=2,
-            logging_steps=1, report_to="none", save_strategy="no", disable_tqdm=True, beta=cfg.loss.beta, optim="adamw_torch",
+            logging_steps=1, report_to="none", save_strategy="no", disable_tqdm=True, beta=cfg.loss.beta,
+            optim="adamw_torch",
             gradient_checkpointing=False, weight_decay=cfg.train.get("weight_decay", 0.0), **arguments,
         ),
         processing_class=AutoTokenizer.from_pretrained(run / "model"),

@@ -99,6 +99,11 @@ def fill(stage: Stage, known: Known) -> Iterator[Problem]:
 def adapter_problems(config: dict, known: Known) -> Iterator[Problem]:
     """Keys and types under lora and lora.quantization, against peft's and transformers' own classes."""
     for path in ADAPTERS:
+        try:
+            stages.adapter_class(path, config)
+        except LookupError as error:
+            yield Problem("lora.peft_type", f"peft has no such type; one of {error.args[0]}")
+            continue
         for name, value in stages.node(config, path).items():
             key, argument = f"{path}.{name}", known.arguments(path).get(name)
             if name in RESERVED.get(path, ()):

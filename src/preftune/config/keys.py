@@ -1,5 +1,6 @@
 """Which keys a config may have, and what was meant by one that it may not."""
 
+import contextlib
 import functools
 import re
 from collections.abc import Iterator
@@ -9,10 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from preftune.config.problems import closest
 from preftune.config.renamed import KEYS, OURS
-from preftune.config.stages import ADAPTERS, RESERVED, Stage, config_class, home, sections
+from preftune.config.stages import ADAPTERS, RESERVED, Stage, adapter_class, config_class, home, sections
 from preftune.config.trainer_fields import Field, fields
 
-OPEN = ("architecture", "columns", "export", "judge")  # mappings whose keys no file lists
+OPEN = ("architecture", "columns", "export", "judge", "kwargs")  # mappings whose keys no file lists
 
 
 def leaves(node: dict, path: str = "") -> Iterator[tuple[str, object]]:
@@ -30,13 +31,17 @@ class Known:
     def __init__(self, cfg: DictConfig, found: list[Stage]):
         self.trained = {path: stage.fields for stage in found for path, _ in sections(stage)}
         self.sections = [*self.trained, *ADAPTERS]
+        self.config = OmegaConf.to_container(cfg, resolve=False)
         paths = [path for path, _ in leaves(OmegaConf.to_container(cfg, resolve=False))]
         self.leaves = {path for path in paths if not self._is_unknown(path)}
         self.nodes = {path.rsplit(".", depth)[0] for path in paths for depth in range(1, path.count(".") + 1)}
 
     def arguments(self, section: str) -> dict[str, Field]:
         """The arguments that a section takes, from the source of the class that it feeds; none for other sections."""
-        return fields(ADAPTERS[section]) if section in ADAPTERS else self.trained.get(section, {})
+        if section in ADAPTERS:
+            with contextlib.suppress(LookupError):  # a peft_type that there is not, which check.py reports
+                return fields(adapter_class(section, self.config))
+        return self.trained.get(section, {})
 
     def allows(self, path: str) -> bool:
         """Whether a key may be set: it stands in the config, or is an argument (or lies in one that is a mapping)."""

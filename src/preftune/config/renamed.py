@@ -22,7 +22,7 @@ KEYS = {
     "tokenizer": TOKENIZER,
     "processing_class": TOKENIZER,
     "padding_value": "is gone: write model.pad_token=<token> where the tokenizer's own is wrong",
-    "use_liger_loss": "is gone: write hardware.use_liger_kernel=true",
+    "use_liger_loss": "is gone: TRL's own fused head is always on",
     "tools": "is gone: tools are a column of the data",
     # transformers.TrainingArguments
     "evaluation_strategy": "is now train.eval_strategy",
@@ -74,7 +74,7 @@ VALUES = {
 # Trainer arguments that preftune sets from a key of its own
 OURS = {
     "resume_from_checkpoint": "resume",
-    "model_init_kwargs": "model",
+    "model_init_kwargs": "model.kwargs",
     "chat_template_path": "model.chat_template",
     "eos_token": "model.eos_token",
     "pad_token": "model.pad_token",

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from preftune.config.problems import Problem, closest
-from preftune.config.trainer_fields import UNREAD, Field, fields
+from preftune.config.trainer_fields import UNREAD, Field, exported, fields, members
 
 # Keys that stand in a group beside the arguments, and are preftune's own
 RESERVED = {
@@ -16,11 +16,25 @@ RESERVED = {
 }
 SELECTIVE = "selective"
 WIDER = {"gradient_checkpointing": f"bool | Literal[{SELECTIVE!r}]"}  # arguments that take more here than with TRL
-ADAPTERS = {"lora": "peft.LoraConfig", "lora.quantization": "transformers.BitsAndBytesConfig"}
+ADAPTERS = ("lora", "lora.quantization")  # sections that feed no trainer
 
 
 class InvalidArgument(Exception):
     """A rule asked for an argument that is wrong by itself: what it would say rests on nothing."""
+
+
+def adapter_class(section: str, config: dict) -> str:
+    """The class that a section of ADAPTERS feeds: peft's configuration of `lora.peft_type`, or transformers' own.
+
+    Raises LookupError, with the types that there are, where peft has no such type.
+    """
+    if section != "lora":
+        return "transformers.BitsAndBytesConfig"
+    given, classes = str(node(config, "lora").get("peft_type") or "LORA").upper(), exported("peft")
+    if given in (types := members("peft", "PeftType")):
+        named = f"{given.replace('_', '')}config".lower()
+        return f"peft.{next(name for name in classes if name.lower() == named)}"
+    raise LookupError(", ".join(sorted(types)))
 
 
 @dataclass

@@ -61,6 +61,22 @@ def fields(dotted: str) -> dict[str, Field]:
     return _class_fields(*definition(module, name))
 
 
+@functools.cache
+def exported(package: str) -> set[str]:
+    """The names that a package's __init__.py takes from its own modules."""
+    froms = (each for each in ast.walk(_module(package).tree) if isinstance(each, ast.ImportFrom) and each.level)
+    return {alias.asname or alias.name for each in froms for alias in each.names}
+
+
+@functools.cache
+def members(package: str, name: str) -> set[str]:
+    """The values of an enumeration of strings."""
+    _, node = definition(package, name)
+    return {
+        each.value.value for each in node.body if isinstance(each, ast.Assign) and isinstance(each.value, ast.Constant)
+    }
+
+
 def definition(module_name: str, name: str) -> tuple[Module, ast.ClassDef]:
     """The class statement behind a name, through any number of re-exports.
 

@@ -5,6 +5,7 @@ adapter or mask shows here and nowhere else: training on it looks like training.
 """
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -270,8 +271,7 @@ def meant_to_move(model: torch.nn.Module) -> set[str]:
     if not isinstance(model, PeftModel):
         return set(named)
     active, biased = model.active_adapter, getattr(model.active_peft_config, "bias", "none") != "none"
-    layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
-    kinds = {kind for layer in layers for kind in layer.adapter_layer_names}
+    kinds = adapter_parts(model)
     return {
         name
         for name, parameter in named.items()
@@ -279,6 +279,12 @@ def meant_to_move(model: torch.nn.Module) -> set[str]:
         or f"modules_to_save.{active}" in name
         or (biased and name.endswith("bias") and parameter.requires_grad)
     }
+
+
+def adapter_parts(model: torch.nn.Module) -> set[str]:
+    """What PEFT calls the parts of its adapters: lora_A and lora_B, vera_lambda_d, …; none without an adapter."""
+    layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
+    return {part for layer in layers for part in layer.adapter_layer_names}
 
 
 @contextlib.contextmanager
@@ -303,10 +309,11 @@ def check_gradients(model: torch.nn.Module, ran: set[str]) -> Iterator[Finding |
     norms = {name: 0.0 if p.grad is None else p.grad.detach().float().norm().item() for name, p in judged.items()}
     if broken := [name for name, norm in norms.items() if not math.isfinite(norm)]:
         yield not_finite("gradient", 0, norms[broken[0]])
-    # A zero-initialised LoRA B gets a gradient and passes none on to its A, so one side of each adapter moves at first
+    # A zero-initialised LoRA B gets a gradient and passes none on to its A, so one part of each adapter moves at first
+    parts = adapter_parts(model)
     sides: dict[str, float] = {}
     for name, norm in norms.items():
-        place = name.split(".lora_")[0]
+        place = ".".join(itertools.takewhile(lambda each: each not in parts, name.split(".")))
         sides[place] = max(sides.get(place, 0.0), norm)
     dead = [place for place, norm in sides.items() if norm == 0]
     if dead and 2 * len(dead) >= len(sides):

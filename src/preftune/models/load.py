@@ -14,7 +14,8 @@ import datasets
 import torch
 import transformers
 from omegaconf import DictConfig, OmegaConf
-from peft import LoraConfig, PeftModel
+from peft import PeftConfig, PeftModel, PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -66,6 +67,7 @@ def load_model(model: DictConfig, lora: DictConfig, use_cpu: bool) -> PreTrained
     is merged should be quantized.
     """
     options = {"dtype": getattr(torch, model.dtype), "attn_implementation": model.attn_implementation}
+    options |= OmegaConf.to_container(model.kwargs, resolve=True)
     if "quantization" in lora:
         options |= in_few_bits(OmegaConf.to_container(lora.quantization, resolve=True), use_cpu)
     loaded = _from_pretrained(whole_model, model, **options)
@@ -160,11 +162,15 @@ def require_trainable(model: PreTrainedModel, path: str, adapter: bool) -> None:
         raise ModelError(f"model.path={path}: its weights are quantized ({method}) and cannot move: lora=lora")
 
 
-def lora_config(given: dict, model: torch.nn.Module) -> LoraConfig:
-    """LoraConfig of these keywords, kept out of the towers that text never feeds where it means all layers."""
-    if given.get("target_modules") == "all-linear":
-        given = {"exclude_modules": outside_text(model)} | given
-    return LoraConfig(**given)
+def peft_config(given: dict, model: torch.nn.Module) -> PeftConfig:
+    """PEFT's configuration of `peft_type` (LoRA without one) from these keywords.
+
+    Where it means all layers, it is kept out of the towers that text never feeds.
+    """
+    if given.get("target_modules") == "all-linear" and (outside := outside_text(model)):
+        given = {"exclude_modules": outside} | given
+    kind = PeftType[str(given.get("peft_type") or "LORA").upper()]
+    return PEFT_TYPE_TO_CONFIG_MAPPING[kind](**{name: value for name, value in given.items() if name != "peft_type"})
 
 
 def disable_dropout(model: torch.nn.Module) -> int:
@@ -210,7 +216,7 @@ def _from_pretrained(load: Callable, model: DictConfig, **options: object) -> ob
         return load(path, **options)
     except UserError:
         raise
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, TypeError, ImportError) as error:
         if not local and isinstance(error, OSError):
             raise ModelError(hub.why(error, path, "model.path", model.revision)) from None
         said = str(error).strip().replace("`trust_remote_code=True`", "model.trust_remote_code=true")

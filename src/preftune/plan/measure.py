@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from preftune.config.stages import SELECTIVE
 from preftune.fastpath.checkpointing import keep_products
-from preftune.models.load import class_of, lora_config
+from preftune.models.load import class_of, peft_config
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def meta_model(
     make = getattr(kind, "from_config", None) or kind._from_config
     with torch.device("meta"):
         model = make(copy.deepcopy(config), dtype=getattr(torch, dtype), attn_implementation=attention)
-        return get_peft_model(model, lora_config(dict(adapter), model)) if adapter else model
+        return get_peft_model(model, peft_config(dict(adapter), model)) if adapter else model
 
 
 def backbone(model: torch.nn.Module) -> PreTrainedModel:

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
-from peft import LoraConfig
+from peft import PeftConfig
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -24,7 +24,7 @@ from preftune.models.load import (
     disable_dropout,
     load_adapter,
     load_model,
-    lora_config,
+    peft_config,
     require_trainable,
 )
 from preftune.models.tokenizer import carry
@@ -147,8 +147,8 @@ def fit_to_data(arguments: dict, cfg: DictConfig, data: Data) -> None:
         print(f"reference: lora.{moved[0]} trains base weights, so the reference is the model before its first step")
 
 
-def adapter(lora: DictConfig, model: torch.nn.Module) -> LoraConfig | None:
-    """`lora` as PEFT takes it (`models.lora_config`); None for full fine-tuning."""
+def adapter(lora: DictConfig, model: torch.nn.Module) -> PeftConfig | None:
+    """`lora` as PEFT takes it (`models.load.peft_config`); None for full fine-tuning."""
     if not lora:
         return None
     given = OmegaConf.to_container(lora, resolve=True)
@@ -157,7 +157,7 @@ def adapter(lora: DictConfig, model: torch.nn.Module) -> LoraConfig | None:
     for target in wanted if isinstance(wanted, list) else ():
         if not any(name == target or name.endswith(f".{target}") for name in names):
             print(f"lora.target_modules: no module is named {target}")
-    return lora_config(given, model)
+    return peft_config(given, model)
 
 
 def say_left_out(trainer: Trainer, data: Data, evaluated: Dataset | None) -> None:
