@@ -72,7 +72,7 @@ def test_a_typo_gets_the_same_answer_with_and_without_plus(told, plus):
 def test_a_wrong_choice_lists_the_choices(told):
     for plus in ("", "+", "++"):
         answer = told(f"{plus}loss=dpoo")["loss=dpoo"]
-        assert answer.startswith("no such choice; did you mean dpo? (choices: aot, apo_down,")
+        assert answer.startswith("no such choice; did you mean dpo? (choices: alphapo, aot,")
     assert told("model=mistral7", "hardware=gpu24")["hardware=gpu24"].startswith(
         "no such choice; did you mean gpu24gb?"
     )

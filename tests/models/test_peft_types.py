@@ -1,6 +1,7 @@
 """Every method of PEFT that has a file in conf/lora trains what plain TRL trains with it."""
 
 import json
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
@@ -19,15 +20,17 @@ def test_a_method_by_its_file_loses_what_plain_trl_loses(lora, composed, pairs_f
     every = ("data.eval_fraction=0", "hardware.per_device_train_batch_size=24", "train.warmup_steps=0")
     cfg = composed("dpo", f"lora={lora}", *every)
     train(cfg)
-    lines = [json.loads(line) for line in open(f"{cfg.output_dir}/metrics.jsonl", encoding="utf-8")]
+    lines = [json.loads(line) for line in Path(cfg.output_dir, "metrics.jsonl").read_text().splitlines()]
     folder = embedded.folder("embedded://tiny")
     model = AutoModelForCausalLM.from_pretrained(folder)
     turns = [
         {"prompt": [{"role": "user", "content": row["prompt"]}]}
         | {side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")}
-        for row in map(json.loads, open(pairs_file, encoding="utf-8"))
+        for row in map(json.loads, Path(pairs_file).read_text().splitlines())
     ]
-    same = {name: cfg.train[name] for name in ("learning_rate", "max_length", "lr_scheduler_type", "warmup_steps", "seed")}
+    same = {
+        name: cfg.train[name] for name in ("learning_rate", "max_length", "lr_scheduler_type", "warmup_steps", "seed")
+    }
     trainer = DPOTrainer(
         model,
         args=DPOConfig(

@@ -5,11 +5,13 @@ logs, summed over the answer's tokens, of shape (pairs,) or (rows,).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+SIDES = ("chosen", "rejected", "ref_chosen", "ref_rejected")
 
 
 @dataclass
@@ -24,6 +26,8 @@ class Pairs:
     rejected_tokens: Tensor
     dialogue: Tensor  # log π(prompt and chosen), from the second token on
     dialogue_tokens: Tensor
+    # per answer of a side: its tokens' log p, and log Σ p² over the vocabulary
+    tokens: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
     @property
     def up(self) -> Tensor:
@@ -130,6 +134,56 @@ def dpo_sft(p: Pairs, beta: float, loss_weights: list[float]) -> Tensor:
     return loss_weights[0] * dpo(p, beta) + loss_weights[1] * nll(p.chosen, p.chosen_tokens)
 
 
+def mpo(p: Pairs, beta: float, loss_weights: list[float]) -> Tensor:
+    """arXiv:2411.10442, eqs. 1 to 5, the reward shift δ = 0."""
+    parts = dpo(p, beta), bco(p, beta), nll(p.chosen, p.chosen_tokens)
+    return sum(weight * part for weight, part in zip(loss_weights, parts, strict=True))
+
+
+def ld_dpo(p: Pairs, beta: float, ld_alpha: float) -> Tensor:
+    """arXiv:2409.06411, eq. 10: log-probs of the tokens that both lengths have, and ld_alpha of the rest."""
+    margins = []
+    for up, down, ref_up, ref_down in zip(*(p.tokens[side] for side in SIDES), strict=True):
+        both = min(len(up[0]), len(down[0]))
+        cut = [each[0][:both].sum() + ld_alpha * each[0][both:].sum() for each in (up, down, ref_up, ref_down)]
+        margins.append(cut[0] - cut[2] - cut[1] + cut[3])
+    return -logsigmoid(beta * torch.stack(margins)).mean()
+
+
+def wpo(p: Pairs, beta: float) -> Tensor:
+    """arXiv:2406.11827, eq. 2, with the weight alignment of section 3.2."""
+    weights = [
+        torch.stack([(logps - squares).mean().exp() for logps, squares in p.tokens[side]]).detach()
+        for side in SIDES[:2]
+    ]
+    return (-logsigmoid(beta * (p.up - p.down)) * weights[0] * weights[1]).mean()
+
+
+def tr_dpo(p: Pairs, beta: float) -> Tensor:
+    """arXiv:2404.09656, section 3: DPO against the reference as it is at this step."""
+    return dpo(p, beta)
+
+
+def js_dpo(p: Pairs, beta: float) -> Tensor:
+    """arXiv:2309.16240, table 1: f′(t) = log(2t / (t + 1))."""
+    up, down = (math.log(2) + each - torch.log1p(each.exp()) for each in (p.up, p.down))
+    return -logsigmoid(beta * (up - down)).mean()
+
+
+def aot_unpaired(p: Pairs, beta: float) -> Tensor:
+    """arXiv:2406.05882, section 3, unpaired: chosen log-ratios above rejected ones, quantile by quantile."""
+    return -logsigmoid(beta * (p.up.sort().values - p.down.sort().values)).mean()
+
+
+def alphapo(p: Pairs, beta: float, gamma_beta_ratio: float, alpha: float) -> Tensor:
+    """arXiv:2501.03884, eq. 6, on the mean log-probs of SimPO."""
+    up, down = (
+        (1 - (-alpha * logps / tokens).exp()) / alpha
+        for logps, tokens in ((p.chosen, p.chosen_tokens), (p.rejected, p.rejected_tokens))
+    )
+    return -logsigmoid(beta * (up - down - gamma_beta_ratio)).mean()
+
+
 def cpo(p: Pairs, beta: float, cpo_alpha: float) -> Tensor:
     """arXiv:2401.08417, eq. 3 and the NLL term."""
     return -logsigmoid(beta * (p.chosen - p.rejected)).mean() + cpo_alpha * nll(p.chosen, p.chosen_tokens)
@@ -182,4 +236,8 @@ AT_STEP_0 = {
     "aot": lambda loss: math.log(2),
     "discopop": lambda loss: (math.log(2) + 1) / 2,
     "dpo_norm": lambda loss: math.log(2),
+    "ld_dpo": lambda loss: math.log(2),
+    "tr_dpo": lambda loss: math.log(2),
+    "js_dpo": lambda loss: math.log(2),
+    "aot_unpaired": lambda loss: math.log(2),
 }

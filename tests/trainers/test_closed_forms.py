@@ -89,6 +89,8 @@ def test_trl_computes_the_papers_loss_before_and_after_some_steps(name, tmp_path
     if name in closed_forms.AT_STEP_0:
         assert before == pytest.approx(closed_forms.AT_STEP_0[name](cfg.loss), rel=1e-5)
     trainer.train()
+    if cfg.loss.get("sync_ref_model"):
+        reference = trl_batches.plain(trainer.ref_model)
     after = assert_equal(trainer, name, cfg.loss, reference)
     assert after != pytest.approx(before, rel=1e-7)
 

@@ -13,6 +13,16 @@ def plain(model: PreTrainedModel) -> PreTrainedModel:
     return copy
 
 
+def answer_tokens(model: PreTrainedModel, ids: Tensor, attention: Tensor, answer: Tensor) -> list[tuple]:
+    """For each row, log p of each position marked in `answer` and log Σ p² of what was predicted there."""
+    found = []
+    for row, real, wanted in zip(ids, attention.bool(), answer.bool(), strict=True):
+        row, wanted = row[real], wanted[real][1:]
+        logps = model(row[None]).logits[0, :-1].log_softmax(-1)[wanted]
+        found.append((logps.gather(-1, row[1:][wanted][:, None]).squeeze(-1), (2 * logps).logsumexp(-1)))
+    return found
+
+
 def score(model: PreTrainedModel, ids: Tensor, attention: Tensor, answer: Tensor) -> tuple[Tensor, Tensor]:
     """Sums of log p over the positions marked in `answer`, and how many those are, each of shape (rows,)."""
     sums, counts = [], []
@@ -39,7 +49,10 @@ def paired(batch: dict, policy: PreTrainedModel, reference: PreTrainedModel) -> 
     dialogue, dialogue_tokens = score(policy, *chosen[:2], torch.ones_like(chosen[0]))
     with torch.no_grad():
         ref_up, ref_down = score(reference, *chosen)[0], score(reference, *rejected)[0]
-    return Pairs(up, down, ref_up, ref_down, up_tokens, down_tokens, dialogue, dialogue_tokens)
+    tokens = {"chosen": answer_tokens(policy, *chosen), "rejected": answer_tokens(policy, *rejected)}
+    with torch.no_grad():
+        tokens |= {"ref_chosen": answer_tokens(reference, *chosen), "ref_rejected": answer_tokens(reference, *rejected)}
+    return Pairs(up, down, ref_up, ref_down, up_tokens, down_tokens, dialogue, dialogue_tokens, tokens)
 
 
 def unpaired(batch: dict, policy: PreTrainedModel, reference: PreTrainedModel) -> Rows:
