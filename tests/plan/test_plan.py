@@ -1,6 +1,7 @@
 """A plan is made from shapes alone, says what the model's own weights say, and refuses what cannot fit."""
 
 import json
+import re
 import time
 
 import pytest
@@ -198,3 +199,13 @@ def test_layers_watched_on_fake_tensors_keep_what_real_ones_keep():
 def test_a_model_whose_architecture_is_nowhere_is_one_clear_error(composed):
     with pytest.raises(PlanError, match=r"no config.json to plan from.*model.architecture"):
         plan.plan(composed("dpo", "model.path=nobody/nothing"))
+
+
+def test_a_preset_for_long_rows_says_how_long_one_may_be(composed):
+    given = ("hardware=long", "hardware.memory_gb=3", "lora=lora")
+    cfg = composed("plan", *given)
+    longest = int(re.search(r"longest row that fits: about ([\d,]+) tokens", report(cfg)).group(1).replace(",", ""))
+    kept = composed(
+        "plan", "hardware=long", "hardware.memory_gb=3", "lora=lora", "hardware.activation_offloading=false"
+    )
+    assert longest >= 1024 and "longest row" not in report(kept)

@@ -33,10 +33,13 @@ def fullest(run: Training, feet: Footprint, batch: Batch) -> tuple[str, Parts]:
     mask = batch.tokens * batch.columns
     entering = held["gradients"] if run.accumulation > 1 else 0.0
     at_head = run.size.head * 4 if full else 0  # the head's gradient is the first to come
-    last = feet.kept + feet.working + mask
-    first = feet.kept - (run.layers - 1) * feet.layer + feet.working + mask
+    ends = feet.kept - run.layers * feet.layer
+    # TRL's activation_offloading leaves two layers on the device: the one that runs, and the one that is being moved
+    kept = ends + feet.layer * (min(run.layers, 2) if run.arguments.get("activation_offloading") else run.layers)
+    last = kept + feet.working + mask
+    first = ends + feet.layer + feet.working + mask
     moments = {
-        "head": {"activations": feet.kept + mask, "logits": head(run, batch), "gradients": entering},
+        "head": {"activations": kept + mask, "logits": head(run, batch), "gradients": entering},
         "last layer": {
             "activations": last + 2 * feet.handed,
             "gradients": max(entering, min(at_head, held["gradients"])),

@@ -49,6 +49,7 @@ class Plan:
     world_size: int
     sharding: str
     suggestions: list[str]
+    longest_row: int | None  # tokens, alone in its batch; asked for where activations are offloaded
 
 
 def plan(
@@ -104,7 +105,28 @@ def planned(run: Training) -> Plan:
         world_size=run.world_size,
         sharding=run.sharding,
         suggestions=[],
+        longest_row=longest_row(run) if run.arguments.get("activation_offloading") else None,
     )
+
+
+def longest_row(run: Training) -> int | None:
+    """How many tokens a pair or row may have, alone in its batch, to fit; to an eighth. None: memory is not known."""
+    limit = device_memory(run.cfg, run.world_size)
+    if limit is None:
+        return None
+
+    def fit(tokens: int) -> bool:
+        batch = Batch(1, tokens, 0, tokens // 3)
+        return sum(fullest(run, run.model.footprint(run.setting(batch)), batch)[1].values()) / GB <= limit
+
+    longest = 0
+    for tokens in (128 * 2**n for n in range(12)):
+        if not fit(tokens):
+            break
+        longest = tokens
+    for part in (longest // 2, longest // 4, longest // 8):
+        longest += part if part and fit(longest + part) else 0
+    return longest
 
 
 def work(run: Training, feet: Footprint, speed: float) -> tuple[int, int, float, float, dict]:

@@ -33,6 +33,7 @@ def page(plan: Plan) -> str:
         "",
         f"largest batch: {batch['rows']} × {batch['columns']} tokens, {batch['scored']} scored "
         f"({'packed' if plan.packed else 'padded'})",
+        *([f"longest row that fits: about {plan.longest_row:,} tokens"] if plan.longest_row else []),
         f"architecture: {plan.architecture}",
         *sharding,
         *verdict(plan),
