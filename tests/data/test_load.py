@@ -82,7 +82,7 @@ def test_a_stream_gives_the_same_rows_as_the_whole_set(view, loaded):
     whole, stream = (loaded(rows(), view=view, streaming=streaming).train for streaming in (False, True))
     assert isinstance(stream, IterableDataset)
     assert sorted(row["id"] for row in stream) == sorted(whole["id"])
-    assert list(stream.features) == whole.column_names
+    assert list(stream.features) == [*whole.column_names, "tools", "chat_template_kwargs"]
     assert [row["id"] for row in stream] != [row["id"] for row in rows()]
 
 

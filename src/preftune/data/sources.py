@@ -33,6 +33,9 @@ class Source:
     split: str | None = "train"
     columns: dict[str, str | None] = field(default_factory=dict)
     pairs_rule: str = "best_worst"
+    verdict: str | None = None
+    good_at: float | None = None
+    chat_template_kwargs: dict = field(default_factory=dict)
     max_rows: int | None = None
     weight: float | None = None
 
@@ -122,7 +125,8 @@ def sources(data: DictConfig, key: str = "path") -> list[Source]:
 
     Raises DataError for a key of a source or a name of a column that there is not.
     """
-    keys = (key, "columns", "name", "revision", "pairs_rule", "max_rows", "train_split")
+    keys = [each.name for each in fields(Source) if each.name in data] + [key, "train_split"]
+    keys = [each for each in keys if each != "path" or key == "path"]
     given = OmegaConf.to_container(OmegaConf.create({each: data[each] for each in keys}), resolve=True)
     for name in given["columns"]:
         one_of("data.columns", name, COLUMNS)

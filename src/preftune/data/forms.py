@@ -1,0 +1,327 @@
+"""The forms that rows are found in, brought to the columns that shapes.py converts: by structure, not by data set."""
+
+import json
+import re
+from contextlib import suppress
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from preftune.data import messages
+from preftune.data.findings import RowFault
+
+ALIASES = {  # a column of ours: other names of it, the first that is there; `a.b` is the key b of the object a
+    "prompt": "instruction question query input.messages input conversations conversation messages history",
+    "chosen": "preferred_output chosen_response",
+    "rejected": "non_preferred_output rejected_response",
+    "completion": "response answer output reply",
+    "label": "kto_tag thumbs thumb feedback liked is_good stars rating score",
+    "messages": "conversations conversation",
+    "completions": "generations responses answers outputs candidates output",
+    "scores": "ratings rewards",
+    "system": "system_prompt",
+    "tools": "input.tools",
+    "images": "image",
+}
+ANSWERS = "conversation response answer completion human_ref output reply text model"  # of two, the most telling first
+SIDES = (("a", "b"), ("A", "B"), ("0", "1"), ("1", "2"))
+VERDICT = re.compile(r"(^|_)(winner|preference|preferred|labels?|better|safer|choice|verdict)(_|$)")
+SCORE = re.compile(r"(^|_)(scores?|ratings?|rewards?|votes|winner)(_|$)")
+TIE = re.compile(r"tie\b.*|both.*|neither|equal|same|draw|0\.5")
+TEXT_OF = "response text content answer output completion generation"  # fields of an answer that is an object
+SCORE_OF = "fine-grained_score overall_score score rating reward annotations rank"
+
+
+@dataclass
+class Reading:
+    """How the rows of a source are read: what the config says, and what its first rows show.
+
+    `signed` are verdicts with numbers below 0, which stand for the first answer; `graded` is true where labels are
+    more than two numbers.
+    """
+
+    columns: dict[str, str | None] = field(default_factory=dict)
+    verdict: str | None = None
+    good_at: float | None = None
+    signed: set[str] = field(default_factory=set)
+    graded: bool = False
+
+    def learn(self, rows: list[dict]) -> None:
+        """Take in what the first rows show."""
+        for row in rows:
+            self.signed |= {name for name, value in row.items() if VERDICT.search(name) and (number(value) or 0) < 0}
+            with suppress(RowFault):
+                label = number(Columns(row, self.columns).find("label"))
+                self.graded |= label is not None and label not in (-1, 0, 1)
+
+
+@dataclass
+class Columns:
+    """The columns of one row by our names, from `data.columns` or ALIASES; `read`: those of which something is made."""
+
+    row: dict
+    given: dict[str, str | None]
+    read: dict[str, str] = field(default_factory=dict)  # a column of the row: our name of it
+
+    def __post_init__(self):
+        absent = [name for name in self.given.values() if name and self.at(name) is None and name not in self.row]
+        if absent:
+            there = ", ".join(map(str, list(self.row)[:12]))
+            raise RowFault("missing_column", f"data.columns names {', '.join(absent)}; there are {there}")
+
+    def at(self, name: str) -> object:
+        """The value of a column, or of a key inside one: `input.messages`."""
+        if name in self.row:
+            return self.row[name]
+        outer, _, inner = name.partition(".")
+        found = self.row.get(outer)
+        return found.get(inner) if inner and isinstance(found, dict) else None
+
+    def find(self, name: str, *kinds: type) -> object:
+        """The value of our column `name`, None where there is none; `kinds` are those that another name may have."""
+        names = [name, *ALIASES.get(name, "").split()]
+        names = (
+            [self.given[name]] if name in self.given else [each for each in names if each not in self.given.values()]
+        )
+        for each in filter(None, names):
+            value = from_json(self.at(each), each)
+            plain = each == name or name in self.given
+            if value is None or (not plain and (value == "" or (kinds and not isinstance(value, kinds)))):
+                continue
+            if plain or name != "prompt" or isinstance(value, str) or messages.is_messages(value):
+                self.read[each] = name
+                return value
+        return None
+
+    def prompt(self) -> object:
+        """The prompt, with Alpaca's `input` behind its instruction and its `history` before it."""
+        value = self.find("prompt")
+        if self.read.get("instruction") != "prompt":
+            return value
+        if isinstance(extra := self.row.get("input"), str) and isinstance(value, str):
+            self.read["input"] = "prompt"
+            value = f"{value}\n{extra}" if extra.strip() else value
+        before = self.row.get("history")
+        if isinstance(before, list) and all(isinstance(turn, list) and len(turn) == 2 for turn in before):
+            self.read["history"] = "prompt"
+            turns = [{"role": role, "content": said} for turn in before for role, said in zip(ASKED, turn, strict=True)]
+            value = [*turns, *messages.as_prompt(value)] if turns else value
+        return value
+
+    def unread(self) -> list[str]:
+        """The columns with a value, and the keys beside those that are read, of which nothing is made."""
+        found = []
+        for name, value in self.row.items():
+            if name not in self.read and value not in (None, "", [], {}):
+                inner = [each.partition(".")[2] for each in self.read if each.startswith(f"{name}.")]
+                rest = [f"{name}.{key}" for key in value if key not in inner] if inner else [name]
+                found += [each for each in rest if self.at(each) not in (None, "", [], {})]
+        return found
+
+
+ASKED = ("user", "assistant")
+
+
+def from_json(value: object, column: str) -> object:
+    """The messages that a text holds as JSON, else the value. Raises RowFault for JSON text inside JSON text."""
+    if not isinstance(value, str) or not value.startswith(("[{", '{"role"', '{"from"', '"[{', '"{\\"')):
+        return value
+    try:
+        found = json.loads(value)
+    except ValueError:
+        return value
+    if isinstance(found, str):
+        raise RowFault("wrong_type", f"{column} is JSON text inside JSON text: write the value itself")
+    return found if messages.is_messages(found) else value
+
+
+def number(value: object) -> float | None:
+    """A number, also one that is written as a text; None for anything else, and for NaN."""
+    try:
+        found = float(value) if isinstance(value, int | float | str) else float("nan")
+    except ValueError:
+        return None
+    return found if found == found else None
+
+
+def standard(row: dict, how: Reading) -> tuple[dict, Columns]:
+    """A row under the columns of shapes.py, and what was read of it. Raises RowFault.
+
+    A row of no known form that holds an object as a JSON text is that object.
+    """
+    columns = Columns(row, how.columns)
+    found = next((body for form in FORMS if (body := form(columns, how)) is not None), None)
+    inner = [value for value in row.values() if isinstance(value, str) and value.lstrip().startswith('{"')]
+    if found is None and len(inner) == 1:
+        try:
+            return standard(json.loads(inner[0]), how)
+        except ValueError as error:
+            if isinstance(error, RowFault):
+                raise
+    names = ("id", "system", "tools", "chat_template_kwargs", "images")
+    beside = {name: value for name in names if (value := columns.find(name)) is not None}
+    return (row if found is None else found) | beside, columns
+
+
+def rated(columns: Columns, how: Reading) -> dict | None:
+    """Several answers with scores: lists side by side, answers that are objects, or a list that is in order."""
+    own = columns.row.keys() >= {"completions", "scores"}
+    listed = None if {"chosen", "rejected"} <= columns.row.keys() and not own else columns.find("completions", list)
+    if listed is None or (isinstance(listed, list) and messages.is_messages(listed)):
+        return None
+    scores = columns.find("scores", list)
+    objects = isinstance(listed, list) and listed and all(isinstance(each, dict) for each in listed)
+    if objects and scores is None:
+        scores = [score_of(each, how.verdict) for each in listed]
+        listed = [next((each[name] for name in TEXT_OF.split() if each.get(name)), None) for each in listed]
+        listed = [each for each, score in zip(listed, scores, strict=True) if score is not None and each is not None]
+        scores = [score for score in scores if score is not None][: len(listed)]
+    for name in ("rank", "ranks"):  # 1 is the best
+        if scores is None and isinstance(ranks := columns.row.get(name), list):
+            columns.read[name] = "scores"
+            scores = [None if (place := number(rank)) is None else -place for rank in ranks]
+    if scores is None and columns.read.get("output") == "completions":
+        scores = list(range(len(listed), 0, -1))
+    return None if scores is None else {"prompt": columns.prompt(), "completions": listed, "scores": scores}
+
+
+def score_of(answer: dict, verdict: str | None) -> float | None:
+    """The score of an answer that is an object: by `data.verdict`, else the first that there is."""
+    for name in [verdict] if verdict else SCORE_OF.split():
+        value = answer.get(name)
+        if name == "annotations" and isinstance(value, dict):  # UltraFeedback's: {aspect: {"Rating": "4", …}}
+            aspects = [each for one in value.values() for each in (one if isinstance(one, list) else [one])]
+            ratings = [number(each.get("Rating")) for each in aspects if isinstance(each, dict)]
+            value = fmean(known) if (known := [each for each in ratings if each is not None]) else None
+        if (found := number(value)) is not None:
+            return -found if name == "rank" else found
+    return None
+
+
+def pair(columns: Columns, how: Reading) -> dict | None:
+    """A better and a worse answer."""
+    chosen, rejected = columns.find("chosen"), columns.find("rejected")
+    if chosen is None or rejected is None:
+        return None
+    whole = messages.opens_dialogue(chosen) and "prompt" not in how.columns
+    prompt = columns.find("prompt") if whole and "prompt" in columns.row else None if whole else columns.prompt()
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def two_answers(columns: Columns, how: Reading) -> dict | None:
+    """Two answers and a verdict, as two scores: those that are equal make no pair."""
+    couples = {stem: couple for stem, couple in sided(columns.row).items()}
+    answers = [
+        (names, sides)
+        for word in ANSWERS.split()
+        for stem, (names, sides) in couples.items()
+        if word in stem.lower() and all(is_answer(columns.row[name]) for name in names)
+    ]
+    if not answers:
+        return None
+    names, sides = answers[0]
+    said = verdicts(columns, how, couples, sides)
+    if not said:
+        what = f"data.verdict={how.verdict} has no value" if how.verdict else "no column tells the better one"
+        raise RowFault("missing_column", f"two answers ({', '.join(names)}), and {what}: data.verdict=COLUMN")
+    if len(set(said.values())) > 1:
+        ways = {1: names[0], -1: names[1], 0: "a tie"}
+        found = ", ".join(f"{name} says {ways[way]}" for name, way in said.items())
+        raise RowFault("two_verdicts", f"{found}; data.verdict={next(iter(said))}")
+    columns.read |= dict.fromkeys(names, "completions") | dict.fromkeys(said, "scores")
+    (way,) = set(said.values())
+    completions = [from_json(columns.row[name], name) for name in names]
+    whole = messages.opens_dialogue(completions[0])
+    prompt = None if whole else columns.prompt()
+    return {"prompt": prompt, "completions": completions, "scores": [way, 0]}
+
+
+def is_answer(value: object) -> bool:
+    return isinstance(value, str) or messages.is_messages(value)
+
+
+def sided(row: dict) -> dict[str, tuple[tuple[str, str], tuple[str, str]]]:
+    """Columns that differ in their side alone, by what they share: {"response_": (names, sides)}."""
+    found = {}
+    for first, second in SIDES:
+        before = "(?:^|(?<=_))" if first == "a" else "(?:^|(?<=[_a-z]))"
+        for name in row:
+            for match in re.finditer(f"{before}{first}(?=_|$)", str(name)):
+                start, end = name[: match.start()], name[match.end() :]
+                if (other := f"{start}{second}{end}") in row:
+                    found.setdefault(start + end, ((name, other), (first, second)))
+    return found
+
+
+def verdicts(columns: Columns, how: Reading, couples: dict, sides: tuple[str, str]) -> dict[str, int]:
+    """What each column that judges says: 1 for the first answer, −1 for the second, 0 for a tie."""
+    row, found = columns.row, {}
+    sided_names = {name: stem for stem, (names, _) in couples.items() for name in names}
+    for stem, (names, _) in couples.items():
+        first, second = (number(row[name]) for name in names)
+        judges = how.verdict in (*names, stem.strip("_")) if how.verdict else SCORE.search(stem.strip("_"))
+        if judges and first is not None and second is not None:
+            found[names[0]] = (first > second) - (first < second)
+            columns.read[names[1]] = "scores"
+    for name, value in row.items():
+        judges = name == how.verdict if how.verdict else VERDICT.search(name) and not name.endswith("tie")
+        if judges and name not in sided_names and value is not None and not isinstance(value, dict | list):
+            found[name] = way(value, name, how, row, (couples, sides))
+    columns.read |= {name: "scores" for name in row if name.endswith("_tie")}
+    return found
+
+
+def way(value: object, name: str, how: Reading, row: dict, known: tuple[dict, tuple[str, str]]) -> int:
+    """What one verdict says. Raises RowFault where it names neither answer."""
+    couples, sides = known
+    text, size = str(value).strip(), number(value)
+    if size is not None and (name in how.signed or "strength" in name):
+        return (size < 0) - (size > 0)
+    if TIE.fullmatch(text.lower()) or not text:
+        return 0
+    if "label" in name and any("human_ref" in stem for stem in couples) and size in (0, 1):
+        return 1 if size else -1  # SHP: 1 where the first is preferred
+    last = re.split(r"[\s_-]", f"{size:g}" if size is not None else text.lower())[-1]
+    for side, says in zip(sides, (1, -1), strict=True):
+        same = [names[says < 0] for names, _ in couples.values() if row[names[0]] != row[names[1]]]
+        if last == side.lower() or text in map(str, same) or text in [str(row[each]) for each in same]:
+            return says
+    raise RowFault("unknown_label", f"{name} is {value!r}; it names {sides[0]}, {sides[1]} or a tie")
+
+
+def answered(columns: Columns, how: Reading) -> dict | None:
+    """An answer, with a label or without one: of a prompt, or at the end of a dialogue."""
+    found = None
+    if (listed := columns.find("messages", list, str)) is not None and is_answer(listed):
+        found = {"messages": listed}
+    elif (text := columns.row.get("text")) is not None and len(columns.row) and is_answer(text):
+        if not messages.opens_dialogue(text):
+            raise RowFault("missing_column", "text holds no turns (user, assistant), and plain text trains no answers")
+        columns.read["text"] = "messages"
+        found = {"messages": text}
+    if found is None or columns.row.get("completion") is not None:
+        prompt, completion = columns.prompt(), columns.find("completion", str, list, dict)
+        if prompt is None or completion is None:
+            return None
+        found = {"prompt": prompt, "completion": completion}
+    label = columns.find("label")
+    return found if label is None else found | {"label": graded(label, columns, how)}
+
+
+def graded(label: object, columns: Columns, how: Reading) -> object:
+    """A label that is a grade as true or false, by `data.good_at`; others as they are. Raises RowFault without it."""
+    size = number(label)
+    if size is None or isinstance(label, bool):
+        return label
+    if how.good_at is not None:
+        return size >= how.good_at
+    name = next(name for name, ours in columns.read.items() if ours == "label")
+    if how.graded or name in ("stars", "rating", "score"):
+        raise RowFault(
+            "unknown_label",
+            f"{name} is {label!r}: say from which number on an answer is good, data.good_at=4, or leave "
+            "it unread, data.columns={label: null}",
+        )
+    return label
+
+
+FORMS = (rated, pair, two_answers, answered)
