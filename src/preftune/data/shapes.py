@@ -137,8 +137,8 @@ SHAPES = (  # the first whose columns a row has
     Shape("prompt and completion", DEMONSTRATIONS, ("prompt", "completion"), answer),
     Shape("messages", DEMONSTRATIONS, ("messages",), answer),
 )
-COLUMNS = ("prompt", "chosen", "rejected", "completion", "label", "messages", "completions", "scores", "system", "id")
-COLUMNS += ("tools", "chat_template_kwargs", "images")
+COLUMNS = ["prompt", "chosen", "rejected", "completion", "label", "messages", "completions", "scores", "system", "id"]
+COLUMNS += ["tools", "chat_template_kwargs", "images"]
 WANTED = "prompt + chosen + rejected, chosen + rejected (whole dialogues), prompt + completion (+ label) or messages"
 
 
