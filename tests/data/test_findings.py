@@ -62,7 +62,8 @@ FOUND = {
     "long_tail": ([*many(), pair("How?", LONG * 10)], {"max_length": None}, ["rows.jsonl:25"]),
 }
 
-# repeated_prompt, rendered_text, images, two_verdicts: test_forms; what a template drops: test_rendering
+# repeated_prompt, rendered_text, images, two_verdicts: test_forms; what a template drops: test_rendering;
+# unread_files: test_folders
 # user_turn_in_answer: test_shapes; suspected_swaps: test_label_noise; held_out_loses_everything: test_template_tokens
 ELSEWHERE = {
     "user_turn_in_answer",
@@ -73,7 +74,7 @@ ELSEWHERE = {
     "missing_eos",
 }
 ELSEWHERE |= {"repeated_prompt", "rendered_text", "images", "two_verdicts", "system_ignored", "reasoning_stripped"}
-ELSEWHERE |= {"tools_ignored", "alike_in_template", "nothing_differs"}
+ELSEWHERE |= {"unread_files", "tools_ignored", "alike_in_template", "nothing_differs"}
 ELSEWHERE |= {"mixed_shapes", "unknown_label", "suspected_swaps", "held_out_loses_everything"}
 
 

@@ -68,7 +68,7 @@ def test_max_rows_bounds_what_is_read(loaded):
     [
         ({"pairs_rule": "best_wurst"}, "best_wurst is none of .*; did you mean best_worst"),
         ({"columns": {"promt": "question"}}, "promt is none of .*; did you mean prompt"),
-        ({"eval_split": "test"}, "is no hub data set and has no splits"),
+        ({"eval_split": "test"}, "is no folder and no hub data set, and has no splits"),
         ({"columns": {"prompt": "question"}}, "data.columns names question; there are prompt, chosen"),
     ],
 )

@@ -20,6 +20,7 @@ error, warning, note = (partial(Kind, severity) for severity in (ERROR, WARNING,
 KINDS = {
     # files and lines
     "unreadable_file": error("a file cannot be read", "write the file again, as UTF-8 JSONL, JSON, CSV or Parquet"),
+    "unread_files": note("files that are not read", "data.train_split and data.eval_split choose"),
     "no_rows": error("there is not one usable row", "see the other findings, and data.path"),
     "malformed_line": error("not valid JSON or CSV", FIX),
     "not_utf8": error("bytes that are not UTF-8", f"find the true encoding (iconv -f latin1 -t utf-8), or {FIX}"),

@@ -14,10 +14,12 @@ from preftune.data import bias, set_checks, template_checks, token_checks, views
 from preftune.data.findings import DataError, Finding, Findings
 from preftune.data.kinds import WARNING
 from preftune.data.shapes import DEMONSTRATIONS, PAIRS
-from preftune.data.sources import eval_sources, sources
+from preftune.data.sources import eval_sources, sources, unread
 from preftune.data.streams import BLOCK, stream
 from preftune.data.table import Table, table
 from preftune.data.views import KINDS, PAIRED, SHOWN, UNPAIRED, keys, mixture, ordered, with_demonstrations
+
+UNREAD = ("unread_files", "unread_columns")  # findings that the run's line repeats
 
 
 @dataclass
@@ -70,7 +72,7 @@ def load(data: DictConfig, view: str, tokenizer: PreTrainedTokenizerBase, max_le
     parts += [f"{found.skipped:,} bad rows left out"] if found.skipped else []
     warnings = ", ".join(finding.code for finding in found.findings if finding.severity == WARNING)
     parts += [f"warnings: {warnings}"] if warnings else []
-    found.line = "; ".join(parts + [each.says for each in found.findings if each.code == "unread_columns"])
+    found.line = "; ".join(parts + [each.says for each in found.findings if each.code in UNREAD])
     told = f"{found.fingerprint}\n{view} {len(found.train)} {seed}"
     found.fingerprint = xxhash.xxh3_128_hexdigest(told.encode())
     if data.streaming:
@@ -152,7 +154,10 @@ def gathered(data: DictConfig, findings: Findings, seed: int) -> tuple[Data, lis
     for each in tables:
         if not len(each.rows):
             findings.add("no_rows", [each.source.line()])
-    apart = [table(each, findings) for each in eval_sources(data)]
+    held_out = eval_sources(data)
+    apart = [table(each, findings) for each in held_out]
+    if rest := unread(given + held_out):
+        findings.add("unread_files", says=f"not read: {rest}")
     marks = [each.fingerprint for each in tables + apart]
     if data.eval_fraction and not apart and not data.streaming:
         marks.append(str(data.eval_fraction))

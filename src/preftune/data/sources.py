@@ -2,6 +2,7 @@
 
 import difflib
 import glob
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -15,6 +16,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from omegaconf import DictConfig, OmegaConf
 
 from preftune.data.findings import DataError
+from preftune.data.folders import of_split, splits
 from preftune.data.formats import READERS, Read, ending, read
 from preftune.data.shapes import COLUMNS, PAIRS_RULES
 from preftune.models import hub
@@ -38,11 +40,26 @@ class Source:
     chat_template_kwargs: dict = field(default_factory=dict)
     max_rows: int | None = None
     weight: float | None = None
+    key: str = "train_split"
 
     def rows(self, streaming: bool = False) -> Iterator[Read]:
         """Every row, or the first `max_rows`. Raises DataError where there is nothing to read."""
-        found = (each for path, name in files(self.path) for each in read(path, name)) if self.is_local() else None
-        return islice(found or hub_rows(self, streaming), self.max_rows)
+        if not self.is_local():
+            return islice(hub_rows(self, streaming), self.max_rows)
+        listed = self.chosen()[1] if self.is_folder() else files(self.path)
+        return islice((each for path, name in listed for each in read(path, name)), self.max_rows)
+
+    def is_folder(self) -> bool:
+        """Whether the path is a folder, whose files are of splits."""
+        return Path(self.path).expanduser().is_dir()
+
+    def chosen(self) -> tuple[str, list[tuple[Path, str]]]:
+        """The split of a folder that is read, and its files with the names that origins use. Raises DataError."""
+        place = Path(self.path).expanduser()
+        split, found = of_split(place, self.split, self.name, self.key)
+        if not found:
+            files(self.path)  # which says that there is none
+        return split, [(file, str(file.relative_to(place))) for file in found]
 
     def is_local(self) -> bool:
         """Whether the path names files rather than a data set on the hub."""
@@ -52,7 +69,9 @@ class Source:
 
     def line(self) -> str:
         """What the run calls it."""
-        return self.path if self.is_local() else " ".join(filter(None, [self.path, self.name, f"({self.split})"]))
+        if self.is_local() and not self.is_folder():
+            return self.path
+        return " ".join(filter(None, [self.path, self.name, f"({self.split})"]))
 
 
 def files(path: str) -> list[tuple[Path, str]]:
@@ -82,7 +101,7 @@ def files(path: str) -> list[tuple[Path, str]]:
         raise DataError(f"data.path={path}: {why}")
     for file in found:
         if ending(file) not in READERS:
-            known = f"known are {', '.join(READERS)}, with .gz, .bz2 or .xz"
+            known = f"known are {', '.join(READERS)}, with .gz, .bz2, .xz or .zst"
             raise DataError(f"data.path={file}: its ending names no format; {known}")
     return [(file, str(file.relative_to(place)) if place.is_dir() else file.name) for file in found]
 
@@ -144,21 +163,34 @@ def sources(data: DictConfig, key: str = "path") -> list[Source]:
     return found
 
 
-def eval_sources(data: DictConfig) -> list[Source]:
-    """Where held-out rows are: nowhere, in a file of their own, or in another split of each hub data set.
+def unread(given: list[Source]) -> str:
+    """What of the folders of some sources none of them reads: splits, and files of no split."""
+    said = []
+    for path in dict.fromkeys(source.path for source in given if source.is_local() and source.is_folder()):
+        mine = [source for source in given if source.path == path]
+        read = {split for split, _ in (source.chosen() for source in mine)}
+        found = splits(Path(path).expanduser(), mine[0].name)
+        rest = len(files(path)) - sum(map(len, found.values()))
+        said += [f"{split} ({len(names)} files)" for split, names in found.items() if split not in read]
+        said += [f"{rest} files of no split"] if rest > 0 and "dataset_dict.json" not in os.listdir(path) else []
+    return ", ".join(said)
 
-    Raises DataError where a split is named, and the data lies in files.
+
+def eval_sources(data: DictConfig) -> list[Source]:
+    """Where held-out rows are: nowhere, in a file of their own, or in another split of each hub data set or folder.
+
+    Raises DataError where a split is named, and the data lies in single files.
     """
     split, given = data.eval_split, sources(data)
     if not split:
         return []
-    alone = replace(given[0], path=split, weight=None)
-    local = [source.path for source in given if source.is_local()]
+    alone = replace(given[0], path=split, weight=None, split="train")
+    local = [source.path for source in given if source.is_local() and not source.is_folder()]
     if alone.is_local() or len(local) == len(given) and "/" in split:
         return [alone]
     if local:
         raise DataError(
-            f"data.eval_split={split}: {local[0]} is no hub data set and has no splits; name a file of held-out rows: "
-            "data.eval_split=eval.jsonl"
+            f"data.eval_split={split}: {local[0]} is no folder and no hub data set, and has no splits; name a file of "
+            "held-out rows: data.eval_split=eval.jsonl"
         )
-    return [replace(source, split=split, weight=None) for source in given]
+    return [replace(source, split=split, weight=None, key="eval_split") for source in given]
