@@ -12,7 +12,7 @@ from preftune.config.renamed import KEYS, OURS
 from preftune.config.stages import ADAPTERS, RESERVED, Stage, config_class, home, sections
 from preftune.config.trainer_fields import Field, fields
 
-OPEN = ("architecture", "columns", "export", "judge")  # mappings whose keys no file lists
+OPEN = ("architecture", "chat_template_kwargs", "columns", "export", "judge")  # mappings whose keys no file lists
 
 
 def leaves(node: dict, path: str = "") -> Iterator[tuple[str, object]]:

@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from preftune.config.errors import advice
+from preftune.data.views import BESIDE
 from preftune.health.findings import Finding, Findings, Proof
 from preftune.models.tokenizer import PROBE, token_ids
 
@@ -177,7 +178,8 @@ def without_weights(trainer: Trainer, loss: float) -> float:
 def check_mask(trainer: Trainer, inputs: dict) -> Iterator[Finding | Proof]:
     """Scored tokens that are no answer: none, not in one piece, not behind the prompt, without the answer's end."""
     rows = [] if scores_otherwise(trainer.args) else list(scored_rows(inputs))
-    opening = opening_of_answers(trainer.processing_class)
+    given = set(BESIDE) & set(getattr(trainer.train_dataset, "column_names", None) or ())
+    opening = [] if given else opening_of_answers(trainer.processing_class)
     one_piece = "labels" not in inputs  # a demonstration may have several answers
     for row, (ids, scored) in enumerate(rows):
         for value, what in mask_errors(ids, scored, one_piece, opening, trainer.processing_class):

@@ -78,7 +78,7 @@ def _characters(train: Dataset, view: str) -> np.ndarray:
     size = np.zeros(len(train), dtype=np.int64)
     for name in ("prompt", *ANSWERS[view]):
         tables = train.select_columns([name]).with_format("arrow").iter(10_000)
-        parts = [pc.binary_length(table[name]).to_numpy() for table in tables]
+        parts = [pc.binary_length(table[name].combine_chunks().storage).to_numpy() for table in tables]
         size += np.concatenate(parts).astype(np.int64)
     return size
 
