@@ -69,7 +69,7 @@ PAIRS = {  # what the run calls it: a row, and what it becomes
         PAIR,
     ),
     "signed strength": (
-        {"context": ASKED, "response1": "Because.", "response2": "No.", "overall_preference": -2, "prompt": "Why?"},
+        {"context": ASKED, "response1": "Because.", "response2": "No.", "overall_preference": -2},
         PAIR,
     ),
     "shp": ({"history": "Why?", "human_ref_A": "Because.", "human_ref_B": "No.", "labels": 1}, PAIR),
@@ -258,7 +258,6 @@ def test_each_form_of_feedback(form, loaded):
             {},
             "better_response_id says response_0, safer_response_id says response_1; data.verdict=better_response_id",
         ),
-        ({"prompt": "Why?", "response": "So.", "stars": 4}, {}, "data.good_at=4"),
         ({"text": "Once upon a time."}, {}, "text holds no turns"),
         (
             {"prompt": "Why?", "chosen": json.dumps(json.dumps(GOOD)), "rejected": "No."},
@@ -339,3 +338,25 @@ def test_a_system_prompt_beside_dialogues_is_kept_and_turns_behind_single_line_b
     assert pirate["prompt"][0] == {"role": "system", "content": "Answer like a pirate."}
     cat = loaded(str(case("29-single-newline/human-single-newline.jsonl"))).train[0]
     assert [turn["role"] for turn in cat["prompt"]] == ["user", "assistant", "user"]
+
+
+def test_grades_need_to_be_told_from_which_number_on_an_answer_is_good(loaded):
+    rows = [{"prompt": "Why?", "response": f"So {stars}.", "stars": stars} for stars in (5, 1)]
+    with pytest.raises(DataError, match=r"holds demonstrations, .* data.good_at=4"):
+        loaded(rows, view="unpaired")
+    labels = [{"prompt": "Why?", "response": f"So {label}.", "label": label} for label in (1, 5)]
+    with pytest.raises(DataError, match=r"unknown_label, 2: .*data.good_at=4"):
+        loaded(labels, view="unpaired")
+    for given in (rows, labels):
+        found = loaded(given, view="unpaired", good_at=4).train
+        assert {row["completion"][0]["content"]: row["label"] for row in found} == {"So 5.": True, "So 1.": False}
+
+
+def test_nested_columns_are_named_with_a_dot(loaded):
+    row = {"ask": {"turns": ASKED, "lang": "en"}, "best": {"text": "Because."}, "worst": {"text": "No."}}
+    columns = {"prompt": "ask.turns", "chosen": "best.text", "rejected": "worst.text"}
+    data = loaded([row], columns=columns)
+    assert {key: data.train[0][key] for key in PAIR} == PAIR
+    assert data.line.endswith("not read: ask.lang (1)")
+    with pytest.raises(DataError, match="data.columns names ask.tunrs; there are ask, best, worst"):
+        loaded([row], columns=columns | {"prompt": "ask.tunrs"})

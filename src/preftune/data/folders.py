@@ -59,7 +59,7 @@ def by_readme(folder: Path, name: str | None) -> dict | None:
     return sanitize_patterns(files) if files else None
 
 
-def of_split(folder: Path, split: str, name: str | None, key: str = "train_split") -> tuple[str, list[Path]]:
+def of_split(folder: Path, split: str, name: str | None) -> tuple[str, list[Path]]:
     """A split of a folder and its files: the one of that name, or the only one whose name begins with it.
 
     Raises DataError, with the splits that there are.
@@ -68,5 +68,6 @@ def of_split(folder: Path, split: str, name: str | None, key: str = "train_split
     near = [split] if split in found else [each for each in found if each.startswith(split)]
     if len(near) != 1 and found:
         hint = next(iter(near or difflib.get_close_matches(split, found, n=1) or found))
-        raise DataError(f"data.path={folder} has the splits {', '.join(found)}, and not {split}: data.{key}={hint}")
+        there = f"data.path={folder} has the splits {', '.join(found)}, and not {split}"
+        raise DataError(f"{there}: data.train_split={hint} (or data.eval_split) chooses one")
     return (near[0], found[near[0]]) if near else (split, [])

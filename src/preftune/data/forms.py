@@ -10,11 +10,11 @@ from preftune.data import messages
 from preftune.data.findings import RowFault
 
 ALIASES = {  # a column of ours: other names of it, the first that is there; `a.b` is the key b of the object a
-    "prompt": "instruction question query input.messages input conversations conversation messages history",
+    "prompt": "instruction question query input.messages input conversations conversation messages history context",
     "chosen": "preferred_output chosen_response",
     "rejected": "non_preferred_output rejected_response",
     "completion": "response answer output reply",
-    "label": "kto_tag thumbs thumb feedback liked is_good stars rating score",
+    "label": "kto_tag thumbs thumb feedback liked is_good",
     "messages": "conversations conversation",
     "completions": "generations responses answers outputs candidates output",
     "scores": "ratings rewards",
@@ -24,9 +24,10 @@ ALIASES = {  # a column of ours: other names of it, the first that is there; `a.
 }
 ANSWERS = "conversation response answer completion human_ref output reply text model"  # of two, the most telling first
 SIDES = (("a", "b"), ("A", "B"), ("0", "1"), ("1", "2"))
-VERDICT = re.compile(r"(^|_)(winner|preference|preferred|labels?|better|safer|choice|verdict)(_|$)")
+VERDICT = re.compile(r"(^|_)(winner|preference|preferred|labels?|better|safer|chosen|choice|verdict)(_|$)")
 SCORE = re.compile(r"(^|_)(scores?|ratings?|rewards?|votes|winner)(_|$)")
 TIE = re.compile(r"tie\b.*|both.*|neither|equal|same|draw|0\.5")
+GRADES = ("stars", "rating", "score")  # labels where `data.good_at` says what is good
 TEXT_OF = "response text content answer output completion generation"  # fields of an answer that is an object
 SCORE_OF = "fine-grained_score overall_score score rating reward annotations rank"
 
@@ -78,16 +79,15 @@ class Columns:
 
     def find(self, name: str, *kinds: type) -> object:
         """The value of our column `name`, None where there is none; `kinds` are those that another name may have."""
-        names = [name, *ALIASES.get(name, "").split()]
-        names = (
-            [self.given[name]] if name in self.given else [each for each in names if each not in self.given.values()]
-        )
+        names, taken = [name, *ALIASES.get(name, "").split()], self.given.values()
+        names = [self.given[name]] if name in self.given else [each for each in names if each not in taken]
         for each in filter(None, names):
             value = from_json(self.at(each), each)
-            plain = each == name or name in self.given
-            if value is None or (not plain and (value == "" or (kinds and not isinstance(value, kinds)))):
+            named = each == name or name in self.given
+            if value is None or (not named and (value == "" or (kinds and not isinstance(value, kinds)))):
                 continue
-            if plain or name != "prompt" or isinstance(value, str) or messages.is_messages(value):
+            plain = isinstance(value, str) and each != "context"
+            if named or name != "prompt" or plain or messages.is_messages(value):
                 self.read[each] = name
                 return value
         return None
@@ -103,7 +103,8 @@ class Columns:
         before = self.row.get("history")
         if isinstance(before, list) and all(isinstance(turn, list) and len(turn) == 2 for turn in before):
             self.read["history"] = "prompt"
-            turns = [{"role": role, "content": said} for turn in before for role, said in zip(ASKED, turn, strict=True)]
+            roles = ("user", "assistant") * len(before)
+            turns = [{"role": role, "content": said} for role, said in zip(roles, sum(before, []), strict=True)]
             value = [*turns, *messages.as_prompt(value)] if turns else value
         return value
 
@@ -116,9 +117,6 @@ class Columns:
                 rest = [f"{name}.{key}" for key in value if key not in inner] if inner else [name]
                 found += [each for each in rest if self.at(each) not in (None, "", [], {})]
         return found
-
-
-ASKED = ("user", "assistant")
 
 
 def from_json(value: object, column: str) -> object:
@@ -148,8 +146,11 @@ def standard(row: dict, how: Reading) -> tuple[dict, Columns]:
 
     A row of no known form that holds an object as a JSON text is that object.
     """
-    columns = Columns(row, how.columns)
-    found = next((body for form in FORMS if (body := form(columns, how)) is not None), None)
+    columns, found = Columns(row, how.columns), None
+    for form in FORMS:
+        columns.read.clear()
+        if (found := form(columns, how)) is not None:
+            break
     inner = [value for value in row.values() if isinstance(value, str) and value.lstrip().startswith('{"')]
     if found is None and len(inner) == 1:
         try:
@@ -171,10 +172,10 @@ def rated(columns: Columns, how: Reading) -> dict | None:
     scores = columns.find("scores", list)
     objects = isinstance(listed, list) and listed and all(isinstance(each, dict) for each in listed)
     if objects and scores is None:
-        scores = [score_of(each, how.verdict) for each in listed]
-        listed = [next((each[name] for name in TEXT_OF.split() if each.get(name)), None) for each in listed]
-        listed = [each for each, score in zip(listed, scores, strict=True) if score is not None and each is not None]
-        scores = [score for score in scores if score is not None][: len(listed)]
+        texts = [next((each[name] for name in TEXT_OF.split() if each.get(name)), None) for each in listed]
+        both = zip(texts, (score_of(each, how.verdict) for each in listed), strict=True)
+        known = [each for each in both if None not in each]
+        listed, scores = [text for text, _ in known], [score for _, score in known]
     for name in ("rank", "ranks"):  # 1 is the best
         if scores is None and isinstance(ranks := columns.row.get(name), list):
             columns.read[name] = "scores"
@@ -202,24 +203,26 @@ def pair(columns: Columns, how: Reading) -> dict | None:
     chosen, rejected = columns.find("chosen"), columns.find("rejected")
     if chosen is None or rejected is None:
         return None
-    whole = messages.opens_dialogue(chosen) and "prompt" not in how.columns
-    prompt = columns.find("prompt") if whole and "prompt" in columns.row else None if whole else columns.prompt()
+    asked = not messages.opens_dialogue(chosen) or "prompt" in columns.row or "prompt" in how.columns
+    prompt = columns.prompt() if asked else None
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
 def two_answers(columns: Columns, how: Reading) -> dict | None:
     """Two answers and a verdict, as two scores: those that are equal make no pair."""
-    couples = {stem: couple for stem, couple in sided(columns.row).items()}
+    couples = sided(columns.row)
     answers = [
-        (names, sides)
+        couple
         for word in ANSWERS.split()
-        for stem, (names, sides) in couples.items()
-        if word in stem.lower() and all(is_answer(columns.row[name]) for name in names)
+        for stem, couple in couples.items()
+        if word in stem.lower() and all(is_answer(columns.row[name]) for name in couple[0])
     ]
     if not answers:
         return None
     names, sides = answers[0]
     said = verdicts(columns, how, couples, sides)
+    if not said and {"completion", "messages"} & columns.row.keys():
+        return None
     if not said:
         what = f"data.verdict={how.verdict} has no value" if how.verdict else "no column tells the better one"
         raise RowFault("missing_column", f"two answers ({', '.join(names)}), and {what}: data.verdict=COLUMN")
@@ -230,8 +233,7 @@ def two_answers(columns: Columns, how: Reading) -> dict | None:
     columns.read |= dict.fromkeys(names, "completions") | dict.fromkeys(said, "scores")
     (way,) = set(said.values())
     completions = [from_json(columns.row[name], name) for name in names]
-    whole = messages.opens_dialogue(completions[0])
-    prompt = None if whole else columns.prompt()
+    prompt = None if messages.opens_dialogue(completions[0]) else columns.prompt()
     return {"prompt": prompt, "completions": completions, "scores": [way, 0]}
 
 
@@ -255,7 +257,7 @@ def sided(row: dict) -> dict[str, tuple[tuple[str, str], tuple[str, str]]]:
 def verdicts(columns: Columns, how: Reading, couples: dict, sides: tuple[str, str]) -> dict[str, int]:
     """What each column that judges says: 1 for the first answer, −1 for the second, 0 for a tie."""
     row, found = columns.row, {}
-    sided_names = {name: stem for stem, (names, _) in couples.items() for name in names}
+    of_sides = {name for names, _ in couples.values() for name in names}
     for stem, (names, _) in couples.items():
         first, second = (number(row[name]) for name in names)
         judges = how.verdict in (*names, stem.strip("_")) if how.verdict else SCORE.search(stem.strip("_"))
@@ -264,7 +266,7 @@ def verdicts(columns: Columns, how: Reading, couples: dict, sides: tuple[str, st
             columns.read[names[1]] = "scores"
     for name, value in row.items():
         judges = name == how.verdict if how.verdict else VERDICT.search(name) and not name.endswith("tie")
-        if judges and name not in sided_names and value is not None and not isinstance(value, dict | list):
+        if judges and name not in of_sides and value is not None and not isinstance(value, dict | list):
             found[name] = way(value, name, how, row, (couples, sides))
     columns.read |= {name: "scores" for name in row if name.endswith("_tie")}
     return found
@@ -303,7 +305,9 @@ def answered(columns: Columns, how: Reading) -> dict | None:
         if prompt is None or completion is None:
             return None
         found = {"prompt": prompt, "completion": completion}
-    label = columns.find("label")
+    grades = [name for name in GRADES if number(columns.row.get(name)) is not None] if how.good_at is not None else []
+    if (label := columns.find("label")) is None and grades:
+        label, columns.read[grades[0]] = columns.row[grades[0]], "label"
     return found if label is None else found | {"label": graded(label, columns, how)}
 
 
@@ -314,13 +318,9 @@ def graded(label: object, columns: Columns, how: Reading) -> object:
         return label
     if how.good_at is not None:
         return size >= how.good_at
-    name = next(name for name, ours in columns.read.items() if ours == "label")
-    if how.graded or name in ("stars", "rating", "score"):
-        raise RowFault(
-            "unknown_label",
-            f"{name} is {label!r}: say from which number on an answer is good, data.good_at=4, or leave "
-            "it unread, data.columns={label: null}",
-        )
+    if how.graded:
+        says = f"label is {label!r}: say from which number on an answer is good, data.good_at=4, or "
+        raise RowFault("unknown_label", says + "leave it unread, data.columns={label: null}")
     return label
 
 

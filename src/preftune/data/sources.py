@@ -40,7 +40,6 @@ class Source:
     chat_template_kwargs: dict = field(default_factory=dict)
     max_rows: int | None = None
     weight: float | None = None
-    key: str = "train_split"
 
     def rows(self, streaming: bool = False) -> Iterator[Read]:
         """Every row, or the first `max_rows`. Raises DataError where there is nothing to read."""
@@ -56,7 +55,7 @@ class Source:
     def chosen(self) -> tuple[str, list[tuple[Path, str]]]:
         """The split of a folder that is read, and its files with the names that origins use. Raises DataError."""
         place = Path(self.path).expanduser()
-        split, found = of_split(place, self.split, self.name, self.key)
+        split, found = of_split(place, self.split, self.name)
         if not found:
             files(self.path)  # which says that there is none
         return split, [(file, str(file.relative_to(place))) for file in found]
@@ -193,4 +192,4 @@ def eval_sources(data: DictConfig) -> list[Source]:
             f"data.eval_split={split}: {local[0]} is no folder and no hub data set, and has no splits; name a file of "
             "held-out rows: data.eval_split=eval.jsonl"
         )
-    return [replace(source, split=split, weight=None, key="eval_split") for source in given]
+    return [replace(source, split=split, weight=None) for source in given]

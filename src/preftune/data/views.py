@@ -129,7 +129,7 @@ def view(rows: Dataset, kind: str, wanted: str, findings: Findings) -> Dataset:
     if (kind, wanted) not in WAYS:
         raise DataError(
             f"the data holds {kind}, and this loss wants {wanted} rows. Demonstrations teach SFT alone: "
-            "python -m recipes.sft"
+            "python -m recipes.sft; a column of grades (stars) labels answers with data.good_at=4"
         )
     return WAYS[kind, wanted](rows, findings)
 

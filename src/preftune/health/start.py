@@ -126,7 +126,8 @@ def check_reference(trainer: Trainer) -> Iterator[Finding | Proof]:
 def check_loss(trainer: Trainer) -> Iterator[Finding | Proof]:
     """A loss of the first batch that is not the constant that log-ratios of 0 give."""
     args = trainer.args
-    types = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
+    given = getattr(args, "loss_type", None)  # ORPO has none
+    types = given if isinstance(given, list) else [given]
     unknown = getattr(args, "use_weighting", False) or any(name not in AT_START for name in types)
     if unknown or getattr(trainer, "logratios_per_token", None) is None or not trainer.starts_as_reference:
         return
