@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 
 from preftune.data import messages
+from preftune.data.columns import number
 from preftune.data.findings import RowFault
-from preftune.data.forms import number
 from preftune.data.messages import Messages
 
 PAIRS, LABELLED, DEMONSTRATIONS = "pairs", "labelled answers", "demonstrations"

@@ -17,9 +17,10 @@ from datasets.arrow_writer import ArrowWriter
 
 from preftune.config.files import cache_dir
 from preftune.data import row_checks
+from preftune.data.columns import Reading
 from preftune.data.findings import Findings, RowFault
 from preftune.data.formats import Read
-from preftune.data.forms import Reading, standard
+from preftune.data.forms import standard
 from preftune.data.shapes import COLUMNS, DEMONSTRATIONS, LABELLED, PAIRS, shape_of, unrepeated
 from preftune.data.sources import Source
 
