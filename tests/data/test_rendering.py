@@ -204,3 +204,6 @@ def test_tools_and_arguments_of_the_cases_are_rendered_and_images_are_refused(lo
     with pytest.raises(DataError, match=r"images, 40: .*data.columns=\{images: null\}"):
         loaded(str(case("03-tools-column/images.jsonl")))
     assert loaded(str(case("03-tools-column/images.jsonl")), columns={"images": None}).train
+    parts = [{"type": "image"}, {"type": "text", "text": "What is shown?"}]
+    train = loaded([pair([{"role": "user", "content": parts}])], columns={"images": None}).train
+    assert train[0]["prompt"] == [user("What is shown?")]

@@ -3,6 +3,7 @@
 import json
 import re
 from statistics import fmean
+from typing import Any
 
 from preftune.data import messages
 from preftune.data.columns import VERDICT, Columns, Reading, from_json, number
@@ -12,6 +13,7 @@ ANSWERS = "conversation response answer completion human_ref output reply text m
 SIDES = (("a", "b"), ("A", "B"), ("0", "1"), ("1", "2"))
 SCORE = re.compile(r"(^|_)(scores?|ratings?|rewards?|votes|winner)(_|$)")
 TIE = re.compile(r"tie\b.*|both.*|neither|equal|same|draw|0\.5")
+SEEN = ("image", "image_url", "input_image", "video", "audio", "input_audio")  # parts of messages that are no text
 GRADES = ("stars", "rating", "score")  # labels where `data.good_at` says what is good
 TEXT_OF = "response text content answer output completion generation"  # fields of an answer that is an object
 SCORE_OF = "fine-grained_score overall_score score rating reward annotations rank"
@@ -22,6 +24,7 @@ def standard(row: dict, how: Reading) -> tuple[dict, Columns]:
 
     A row of no known form that holds an object as a JSON text is that object.
     """
+    row = texts_alone(row) if how.columns.get("images", "") is None else row
     columns, found = Columns(row, how.columns), None
     for form in FORMS:
         columns.read.clear()
@@ -37,6 +40,15 @@ def standard(row: dict, how: Reading) -> tuple[dict, Columns]:
     names = ("id", "system", "tools", "chat_template_kwargs", "images")
     beside = {name: value for name in names if (value := columns.find(name)) is not None}
     return (row if found is None else found) | beside, columns
+
+
+def texts_alone(value: Any) -> Any:
+    """A row without the parts of messages that are images or sound."""
+    if isinstance(value, dict):
+        return {name: texts_alone(each) for name, each in value.items()}
+    if not isinstance(value, list):
+        return value
+    return [texts_alone(each) for each in value if not (isinstance(each, dict) and each.get("type") in SEEN)]
 
 
 def rated(columns: Columns, how: Reading) -> dict | None:
