@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from preftune.data import messages
 from preftune.data.findings import RowFault
 
-ALIASES = {  # a column of ours: other names of it, the first that is there; `a.b` is the key b of the object a
+NAMES = {  # a column of ours: other names of it, the first that is there; `a.b` is the key b of the object a
     "prompt": "instruction question query input.messages input conversations conversation messages history context",
     "chosen": "preferred_output chosen_response",
     "rejected": "non_preferred_output rejected_response",
@@ -22,6 +22,7 @@ ALIASES = {  # a column of ours: other names of it, the first that is there; `a.
     "images": "image",
 }
 VERDICT = re.compile(r"(^|_)(winner|preference|preferred|labels?|better|safer|chosen|choice|verdict)(_|$)")
+ALIASES = {name: others.split() for name, others in NAMES.items()}
 
 
 @dataclass
@@ -63,20 +64,21 @@ class Columns:
 
     def at(self, name: str) -> object:
         """The value of a column, or of a key inside one: `input.messages`."""
-        if name in self.row:
-            return self.row[name]
+        if name in self.row or "." not in name:
+            return self.row.get(name)
         outer, _, inner = name.partition(".")
         found = self.row.get(outer)
-        return found.get(inner) if inner and isinstance(found, dict) else None
+        return found.get(inner) if isinstance(found, dict) else None
 
     def find(self, name: str, *kinds: type) -> object:
         """The value of our column `name`, None where there is none; `kinds` are those that another name may have."""
-        names, taken = [name, *ALIASES.get(name, "").split()], self.given.values()
-        names = [self.given[name]] if name in self.given else [each for each in names if each not in taken]
-        for each in filter(None, names):
-            value = from_json(self.at(each), each)
+        taken = self.given.values()
+        for each in [self.given[name]] if name in self.given else (name, *ALIASES.get(name, ())):
             named = each == name or name in self.given
-            if value is None or (not named and (value == "" or (kinds and not isinstance(value, kinds)))):
+            if each is None or (value := self.at(each)) is None or (each in taken and name not in self.given):
+                continue
+            value = from_json(value, each)
+            if not named and (value == "" or (kinds and not isinstance(value, kinds))):
                 continue
             plain = isinstance(value, str) and each != "context"
             if named or name != "prompt" or plain or messages.is_messages(value):

@@ -27,7 +27,7 @@ TURNS = {  # how a template opens a turn, in texts that were rendered before
     "Gemma": re.compile(r"<start_of_turn>(\w+)\n"),
 }
 BEGIN = re.compile(r"\s*(?:<\|begin_of_text\|>|<bos>|<s>)?\s*")
-END = re.compile(r"\s*(?:<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|</s>|<\|endoftext\|>|<eos>)\s*$")
+ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "</s>", "<|endoftext|>", "<eos>")  # how it closes one
 STARTS = {"Human/Assistant": re.compile("Human:"), "Llama 2": re.compile(r"\[INST\]")} | TURNS
 TEXT, REASONING = ("role", "from", "content", "value"), ("reasoning_content", "reasoning", "thinking")
 
@@ -36,6 +36,8 @@ Messages = list[dict]
 
 def said(message: dict) -> str:
     """All that a message says: its text, its reasoning and its tool calls."""
+    if len(message) == 2:  # role and content, as most are
+        return message.get("content") or ""
     parts = (message.get(name) for name in ("content", *REASONING, "tool_calls"))
     return "".join(part if isinstance(part, str) else json.dumps(part) for part in parts if part)
 
@@ -46,6 +48,14 @@ def is_messages(value: object) -> bool:
         return bool({"role", "from"} & value.keys())
     listed = isinstance(value, list) and bool(value)
     return listed and all(isinstance(item, dict) and is_messages(item) for item in value)
+
+
+def unended(text: str) -> str:
+    """A text without the token that closed its turn, which the chat template writes itself."""
+    bare = text.rstrip()
+    if not bare.endswith(ENDS):
+        return text
+    return next(bare.removesuffix(end).rstrip() for end in ENDS if bare.endswith(end))
 
 
 def format_of(value: object) -> str | None:
@@ -107,13 +117,14 @@ def from_dialogue_text(text: str, column: str) -> Messages:
         raise RowFault("wrong_type", f"{column} does not begin with Human: or with a template's user turn")
     if form == "Llama 2":
         return from_inst(text)
-    turn = TURNS.get(form) or (HH_TURN if len(HH_TURN.findall(text)) > 1 else HH_LINE)
-    _, *turns = turn.split(text)
+    _, *turns = TURNS.get(form, HH_TURN).split(text)
+    if form not in TURNS and len(turns) < 4:  # one turn alone: the others may stand behind single line breaks
+        _, *turns = HH_LINE.split(text)
     found = []
     for role, content in zip(turns[::2], turns[1::2], strict=True):
         if role.lower() not in ROLES:
             raise RowFault("wrong_type", f"{column} has the role {role!r}; known are {', '.join(ROLES)}")
-        found.append({"role": ROLES[role.lower()], "content": END.sub("", content).strip()})
+        found.append({"role": ROLES[role.lower()], "content": unended(content).strip()})
     return found
 
 
@@ -121,7 +132,7 @@ def from_inst(text: str) -> Messages:
     """The messages of a text with Llama 2's and Mistral's [INST] … [/INST]."""
     _, *turns = INST.split(text)
     roles = ["user", "assistant"] * len(turns)
-    found = [{"role": role, "content": END.sub("", said).strip()} for role, said in zip(roles, turns, strict=False)]
+    found = [{"role": role, "content": unended(said).strip()} for role, said in zip(roles, turns, strict=False)]
     if system := SYS.match(found[0]["content"]):
         found[0]["content"] = found[0]["content"][system.end() :]
         found.insert(0, {"role": "system", "content": system[1]})
@@ -154,7 +165,7 @@ def prompt_of_text(text: str, column: str) -> Messages:
 
 def as_answer(value: object, column: str) -> Messages:
     """An answer column as messages. Raises RowFault where it is neither a text nor a list of messages."""
-    return as_messages(value, column, lambda text, _: [{"role": "assistant", "content": END.sub("", text)}])
+    return as_messages(value, column, lambda text, _: [{"role": "assistant", "content": unended(text)}])
 
 
 def as_dialogue(value: object, column: str) -> Messages:
