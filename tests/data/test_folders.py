@@ -49,8 +49,8 @@ def test_a_readme_gives_the_splits_of_a_folder(folder, loaded):
     path = folder(FILES, README)
     data = loaded(path)
     assert data.train["id"][:] == ["a", "b"]
-    assert says_unread(data) == ["not read: test_prefs (1 files), 1 files of no split"]
-    assert "not read: test_prefs" in data.line
+    assert says_unread(data) == ["not read: the split test_prefs, files of no split (1)"]
+    assert "not read: the split test_prefs" in data.line
     data = loaded(path, eval_split="test_prefs")
     assert (data.train["id"][:], data.eval["id"][:]) == (["a", "b"], ["c"])
     assert loaded(path, train_split="test_prefs").train["id"][:] == ["c"]
@@ -75,7 +75,7 @@ def test_several_splits_to_train_on_ask_for_one(folder, loaded):
 def test_files_beside_a_held_out_one_are_trained_on(folder, loaded):
     data = loaded(folder({"pairs.jsonl": "ab", "eval.jsonl": "c"}))
     assert data.train["id"][:] == ["a", "b"]
-    assert says_unread(data) == ["not read: test (1 files)"]
+    assert says_unread(data) == ["not read: the split test"]
 
 
 CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}
@@ -92,7 +92,7 @@ def test_data_sets_that_save_to_disk_wrote_are_read(loaded, tmp_path):
     assert [row["chosen"] for row in data.train] == [row["chosen"] for row in rows]
     data = loaded(str(tmp_path / "both"), eval_split="test")
     assert (len(data.train), len(data.eval)) == (2, 1)
-    assert says_unread(loaded(str(tmp_path / "both"))) == ["not read: test (1 files)"]
+    assert says_unread(loaded(str(tmp_path / "both"))) == ["not read: the split test"]
 
 
 def test_zstd_byte_order_marks_and_windows_line_ends_are_read(write, loaded, tmp_path):

@@ -77,6 +77,53 @@ PAIRS = {  # what the run calls it: a row, and what it becomes
         {"prompt": "Why?", "answer_0": "No.", "answer_1": "Because.", "score_0": 1, "score_1": "2"},
         PAIR,
     ),
+    "saferlhf": (
+        {
+            "prompt_source": "x",
+            "response_0_source": "y",
+            "response_1_source": "z",
+            "prompt": "Why?",
+            "better_response_id": 1,
+            "is_response_0_safe": True,
+            "is_response_1_safe": False,
+        }
+        | NUMBERED,
+        PAIR,
+    ),
+    "helpsteer, with a reason": (
+        {
+            "prompt": "Why?",
+            "response_1": "Because.",
+            "response_2": "No.",
+            "preference_strength": -1,
+            "preference_statement": "Response 1 is much better than Response 2",
+        },
+        PAIR,
+    ),
+    "the winner's text": ({"prompt": "Why?", "preferred": "Because."} | SIDES, PAIR),
+    "nectar": (
+        {
+            "prompt": "\n\nHuman: Why?\n\nAssistant: ",
+            "answers": [
+                {"answer": "No.", "model": "x", "rank": 7.0},
+                {"answer": "Because.", "rank": 1.0},
+            ],
+            "turns": 1,
+        },
+        PAIR,
+    ),
+    "webgpt": (
+        {
+            "question": "Why?",
+            "answer_0": "No.",
+            "tokens_0": 3,
+            "score_0": -0.5,
+            "answer_1": "Because.",
+            "tokens_1": 3,
+            "score_1": 0.5,
+        },
+        PAIR,
+    ),
     "arena": (
         {"conversation_a": ASKED + GOOD, "conversation_b": ASKED + BAD, "winner": "model_a", "model_a": "x"},
         PAIR,
@@ -259,6 +306,14 @@ def test_each_form_of_feedback(form, loaded):
             "better_response_id says response_0, safer_response_id says response_1; data.verdict=better_response_id",
         ),
         ({"text": "Once upon a time."}, {}, "text holds no turns"),
+        ({"prompt": "Why?", "preference": -1} | NUMBERED, {}, "preference is -1; it names 0, 1 or a tie"),
+        (
+            {"prompt": "Why?", "toxicity_score_a": 1, "toxicity_score_b": 0} | SIDES,
+            {},
+            "no column tells the better one",
+        ),
+        ({"title": {"text": "Why?"}, "winner": "a"} | SIDES, {}, "no prompt beside the answers: data.columns={prompt"),
+        ({"prompt": '["Why?", "How?"]', "winner": "a"} | SIDES, {}, "prompt is a list"),
         (
             {"prompt": "Why?", "chosen": json.dumps(json.dumps(GOOD)), "rejected": "No."},
             {},
@@ -360,3 +415,13 @@ def test_nested_columns_are_named_with_a_dot(loaded):
     assert data.line.endswith("not read: ask.lang (1)")
     with pytest.raises(DataError, match="data.columns names ask.tunrs; there are ask, best, worst"):
         loaded([row], columns=columns | {"prompt": "ask.tunrs"})
+
+
+def test_columns_that_only_look_like_labels_or_texts_leave_demonstrations_alone(loaded):
+    rows = [
+        {"prompt": "Why?", "completion": "So.", "feedback": "A good answer, I think.", "text": "Why? So."},
+        {"prompt": "How?", "completion": "So.", "score": 0.93, "model_a": "x", "model_b": "y"},
+    ]
+    data = loaded(rows, view="demonstrations")
+    assert len(data.train) == 2
+    assert data.line.endswith("not read: feedback (1), text (1), score (1), model_a (1), model_b (1)")

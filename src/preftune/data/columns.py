@@ -25,6 +25,18 @@ VERDICT = re.compile(r"(^|_)(winner|preference|preferred|labels?|better|safer|ch
 ALIASES = {name: others.split() for name, others in NAMES.items()}
 
 
+WORDS = {
+    True: "1 true yes good up thumbs_up thumbsup like liked positive desirable chosen 👍",
+    False: "0 -1 false no bad down thumbs_down thumbsdown dislike disliked negative undesirable rejected 👎",
+}
+LABELS = {word: label for label, words in WORDS.items() for word in words.split()}
+
+
+def label_of(value: object) -> bool | None:
+    """A label as a bool: true, 1, "thumbs_up" and the like; None for any other value."""
+    return LABELS.get(str(value).strip().lower().replace(" ", "_").replace("-1.0", "-1").removesuffix(".0"))
+
+
 @dataclass
 class Reading:
     """How the rows of a source are read: what the config says, and what its first rows show.
@@ -80,6 +92,8 @@ class Columns:
             value = from_json(value, each)
             if not named and (value == "" or (kinds and not isinstance(value, kinds))):
                 continue
+            if not named and name == "label" and isinstance(value, str) and label_of(value) is None:
+                continue  # feedback in words, not a label
             plain = isinstance(value, str) and each != "context"
             if named or name != "prompt" or plain or messages.is_messages(value):
                 self.read[each] = name
@@ -114,8 +128,8 @@ class Columns:
 
 
 def from_json(value: object, column: str) -> object:
-    """The messages that a text holds as JSON, else the value. Raises RowFault for JSON text inside JSON text."""
-    if not isinstance(value, str) or not value.startswith(("[{", '{"role"', '{"from"', '"[{', '"{\\"')):
+    """The messages or answers that a text holds as JSON, else the value. Raises RowFault for JSON text inside that."""
+    if not isinstance(value, str) or not value.startswith(("[{", '["', '{"role"', '{"from"', '"[{', '"{\\"')):
         return value
     try:
         found = json.loads(value)
@@ -123,7 +137,7 @@ def from_json(value: object, column: str) -> object:
         return value
     if isinstance(found, str):
         raise RowFault("wrong_type", f"{column} is JSON text inside JSON text: write the value itself")
-    return found if messages.is_messages(found) else value
+    return found if isinstance(found, list) or messages.is_messages(found) else value
 
 
 def number(value: object) -> float | None:

@@ -11,7 +11,7 @@ from preftune.data.findings import RowFault
 
 ANSWERS = "conversation response answer completion human_ref output reply text model"  # of two, the most telling first
 SIDES = (("a", "b"), ("A", "B"), ("0", "1"), ("1", "2"))
-SCORE = re.compile(r"(^|_)(scores?|ratings?|rewards?|votes|winner)(_|$)")
+SCORE = re.compile(r"((overall|quality|preference|human)_)?(scores?|ratings?|rewards?|votes|winner(_model)?)")
 TIE = re.compile(r"tie\b.*|both.*|neither|equal|same|draw|0\.5")
 SEEN = ("image", "image_url", "input_image", "video", "audio", "input_audio")  # parts of messages that are no text
 GRADES = ("stars", "rating", "score")  # labels where `data.good_at` says what is good
@@ -70,7 +70,18 @@ def rated(columns: Columns, how: Reading) -> dict | None:
             scores = [None if (place := number(rank)) is None else -place for rank in ranks]
     if scores is None and columns.read.get("output") == "completions":
         scores = list(range(len(listed), 0, -1))
-    return None if scores is None else {"prompt": columns.prompt(), "completions": listed, "scores": scores}
+    if scores is None:
+        return None
+    return {"prompt": prompt_of(listed, columns), "completions": listed, "scores": scores}
+
+
+def prompt_of(answers: list, columns: Columns) -> object:
+    """The prompt of several answers; None where these are whole dialogues. Raises RowFault where it is missing."""
+    if all(map(messages.opens_dialogue, answers)):
+        return None
+    if (found := columns.prompt()) is None:
+        raise RowFault("missing_column", "no prompt beside the answers: data.columns={prompt: THEIR_NAME}")
+    return found
 
 
 def score_of(answer: dict, verdict: str | None) -> float | None:
@@ -100,15 +111,15 @@ def two_answers(columns: Columns, how: Reading) -> dict | None:
     """Two answers and a verdict, as two scores: those that are equal make no pair."""
     couples = sided(columns.row)
     answers = [
-        couple
+        couples[stem]
         for word in ANSWERS.split()
-        for stem, couple in couples.items()
-        if word in stem.lower() and all(is_answer(columns.row[name]) for name in couple[0])
+        for stem in sorted(couples, key=len)  # response_0 before response_0_source
+        if word in stem.lower() and all(is_answer(columns.row[name]) for name in couples[stem][0])
     ]
     if not answers:
         return None
     names, sides = answers[0]
-    said = verdicts(columns, how, couples, sides)
+    said = verdicts(columns, how, couples, (names, sides))
     if not said and {"completion", "messages"} & columns.row.keys():
         return None
     if not said:
@@ -121,8 +132,7 @@ def two_answers(columns: Columns, how: Reading) -> dict | None:
     columns.read |= dict.fromkeys(names, "completions") | dict.fromkeys(said, "scores")
     (way,) = set(said.values())
     completions = [from_json(columns.row[name], name) for name in names]
-    prompt = None if messages.opens_dialogue(completions[0]) else columns.prompt()
-    return {"prompt": prompt, "completions": completions, "scores": [way, 0]}
+    return {"prompt": prompt_of(completions, columns), "completions": completions, "scores": [way, 0]}
 
 
 def is_answer(value: object) -> bool:
@@ -142,57 +152,58 @@ def sided(row: dict) -> dict[str, tuple[tuple[str, str], tuple[str, str]]]:
     return found
 
 
-def verdicts(columns: Columns, how: Reading, couples: dict, sides: tuple[str, str]) -> dict[str, int]:
-    """What each column that judges says: 1 for the first answer, −1 for the second, 0 for a tie."""
+def verdicts(columns: Columns, how: Reading, couples: dict, answers: tuple) -> dict[str, int]:
+    """What each column that judges says: 1 for the first answer, −1 for the second, 0 for a tie. Raises RowFault."""
     row, found = columns.row, {}
-    of_sides = {name for names, _ in couples.values() for name in names}
     for stem, (names, _) in couples.items():
         first, second = (number(row[name]) for name in names)
-        judges = how.verdict in (*names, stem.strip("_")) if how.verdict else SCORE.search(stem.strip("_"))
+        judges = how.verdict in (*names, stem.strip("_")) if how.verdict else SCORE.fullmatch(stem.strip("_"))
         if judges and first is not None and second is not None:
             found[names[0]] = (first > second) - (first < second)
             columns.read[names[1]] = "scores"
+    of_sides = {name for names, _ in couples.values() for name in names}
+    named = {row[name]: name for names, _ in couples.values() for name in names if isinstance(row[name], str)}
     for name, value in row.items():
         judges = name == how.verdict if how.verdict else VERDICT.search(name) and not name.endswith("tie")
-        if judges and name not in of_sides and value is not None and not isinstance(value, dict | list):
-            found[name] = way(value, name, how, row, (couples, sides))
+        if not judges or name in of_sides or not isinstance(value, str | int | float):
+            continue
+        value = named.get(value, value)  # the winner by what its side holds: the name of a model, an answer
+        if name == how.verdict or not isinstance(value, str) or len(value.split()) <= 3:  # else a reason, not a verdict
+            found[name] = way(value, name, how, answers)
     columns.read |= {name: "scores" for name in row if name.endswith("_tie")}
     return found
 
 
-def way(value: object, name: str, how: Reading, row: dict, known: tuple[dict, tuple[str, str]]) -> int:
+def way(value: str | float, name: str, how: Reading, answers: tuple) -> int:
     """What one verdict says. Raises RowFault where it names neither answer."""
-    couples, sides = known
-    text, size = str(value).strip(), number(value)
-    if size is not None and (name in how.signed or "strength" in name):
-        return (size < 0) - (size > 0)
-    if TIE.fullmatch(text.lower()) or not text:
+    (column, _), sides = answers
+    text, size = str(value).strip().lower(), number(value)
+    if size is not None and sides == ("1", "2") and (name in how.signed or "strength" in name):
+        return (size < 0) - (size > 0)  # HelpSteer: below 0 where the first is preferred
+    if TIE.fullmatch(text) or not text:
         return 0
-    if "label" in name and any("human_ref" in stem for stem in couples) and size in (0, 1):
+    if "label" in name and column.startswith("human_ref") and size in (0, 1):
         return 1 if size else -1  # SHP: 1 where the first is preferred
-    last = re.split(r"[\s_-]", f"{size:g}" if size is not None else text.lower())[-1]
+    last = re.split(r"[\s_]|\b-", text if size is None else f"{size:g}")[-1]
     for side, says in zip(sides, (1, -1), strict=True):
-        same = [names[says < 0] for names, _ in couples.values() if row[names[0]] != row[names[1]]]
-        if last == side.lower() or text in map(str, same) or text in [str(row[each]) for each in same]:
+        if last == side.lower():
             return says
     raise RowFault("unknown_label", f"{name} is {value!r}; it names {sides[0]}, {sides[1]} or a tie")
 
 
 def answered(columns: Columns, how: Reading) -> dict | None:
     """An answer, with a label or without one: of a prompt, or at the end of a dialogue."""
-    found = None
-    if (listed := columns.find("messages", list, str)) is not None and is_answer(listed):
+    listed, text = columns.find("messages", list, str), columns.row.get("text")
+    if listed is not None and is_answer(listed) and columns.row.get("completion") is None:
         found = {"messages": listed}
-    elif (text := columns.row.get("text")) is not None and len(columns.row) and is_answer(text):
+    else:
+        found = {"prompt": columns.prompt(), "completion": columns.find("completion", str, list, dict)}
+    if None in found.values():
+        if not isinstance(text, str):
+            return None
         if not messages.opens_dialogue(text):
             raise RowFault("missing_column", "text holds no turns (user, assistant), and plain text trains no answers")
-        columns.read["text"] = "messages"
-        found = {"messages": text}
-    if found is None or columns.row.get("completion") is not None:
-        prompt, completion = columns.prompt(), columns.find("completion", str, list, dict)
-        if prompt is None or completion is None:
-            return None
-        found = {"prompt": prompt, "completion": completion}
+        found, columns.read = {"messages": text}, {"text": "messages"}
     grades = [name for name in GRADES if number(columns.row.get(name)) is not None] if how.good_at is not None else []
     if (label := columns.find("label")) is None and grades:
         label, columns.read[grades[0]] = columns.row[grades[0]], "label"

@@ -6,18 +6,13 @@ from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 
 from preftune.data import messages
-from preftune.data.columns import number
+from preftune.data.columns import label_of, number
 from preftune.data.findings import RowFault
 from preftune.data.messages import Messages
 
 PAIRS, LABELLED, DEMONSTRATIONS = "pairs", "labelled answers", "demonstrations"
 ANSWERS = {PAIRS: ("chosen", "rejected"), LABELLED: ("completion",), DEMONSTRATIONS: ("completion",)}
-WORDS = {
-    True: "1 true yes good up thumbs_up thumbsup like liked positive desirable chosen 👍",
-    False: "0 -1 false no bad down thumbs_down thumbsdown dislike disliked negative undesirable rejected 👎",
-}
 MISSING = (None, "", "N/A", "n/a", "nan", "null")  # scores that are none
-LABELS = {word: label for label, words in WORDS.items() for word in words.split()}
 
 
 @dataclass(frozen=True)
@@ -88,12 +83,11 @@ def answer(row: dict, _: str) -> list[dict]:
 
 
 def labelled(row: dict, _: str) -> list[dict]:
-    """An answer with its label as a bool: true, 1, "thumbs_up" and the like. Raises RowFault for any other label."""
-    text = str(row["label"]).strip().lower().replace(" ", "_").replace("-1.0", "-1").removesuffix(".0")
+    """An answer with its label as a bool. Raises RowFault for any other label."""
     (found,) = answer(row, _)
-    if text not in LABELS:
+    if (label := label_of(row["label"])) is None:
         raise RowFault("unknown_label", f"label is {row['label']!r}")
-    return [found | {"label": LABELS[text]}]
+    return [found | {"label": label}]
 
 
 def rated(row: dict, rule: str) -> list[dict]:

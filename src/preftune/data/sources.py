@@ -169,9 +169,9 @@ def unread(given: list[Source]) -> str:
         mine = [source for source in given if source.path == path]
         read = {split for split, _ in (source.chosen() for source in mine)}
         found = splits(Path(path).expanduser(), mine[0].name)
-        rest = len(files(path)) - sum(map(len, found.values()))
-        said += [f"{split} ({len(names)} files)" for split, names in found.items() if split not in read]
-        said += [f"{rest} files of no split"] if rest > 0 and "dataset_dict.json" not in os.listdir(path) else []
+        rest = 0 if "dataset_dict.json" in os.listdir(path) else len(files(path)) - sum(map(len, found.values()))
+        said += [f"the split {split}" for split in found if split not in read]
+        said += [f"files of no split ({rest})"] if rest > 0 else []
     return ", ".join(said)
 
 

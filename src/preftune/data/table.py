@@ -97,7 +97,7 @@ class Table:
         if not found:
             self.findings.add("tied_scores", [read.origin])
         self.fields.update(row_checks.fields(found, shape.kind))
-        others = [name for name in columns.read if name not in COLUMNS and columns.read[name] in shape.columns]
+        others = [name for name in sorted(columns.read) if name not in COLUMNS and columns.read[name] in shape.columns]
         self.shapes[f"{shape.name} ({', '.join(others)})" if others else shape.name] += 1
         self.unread.update(columns.unread())
         name = read.origin if row.get("id") is None else str(row["id"])
