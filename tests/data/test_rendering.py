@@ -89,7 +89,7 @@ ROWS = {
 VIEWS = {  # a trainer of TRL, and what it makes of rows
     "paired": (trl.DPOTrainer, ("prompt_ids", "chosen_ids", "rejected_ids")),
     "unpaired": (trl.KTOTrainer, ("prompt_ids", "completion_ids", "label")),
-    "demonstrations": (trl.SFTTrainer, ("input_ids", "completion_mask")),
+    "demonstrations": (trl.SFTTrainer, ("input_ids", "labels")),
 }
 
 
@@ -97,8 +97,8 @@ def ids(rows: Dataset, tokenizer, view="paired") -> list[tuple] | None:
     """What TRL's trainer makes of rows; None where the template refuses them."""
     trainer, names = VIEWS[view]
     args = SimpleNamespace(max_length=None, truncation_mode="keep_start", dataset_num_proc=None)
-    args.dataset_text_field, args.assistant_only_loss, args.shuffle_dataset = "text", False, False
-    this = SimpleNamespace(_tokenizer=tokenizer, calculate_KL=False, chat_template=None, completion_only_loss=False)
+    args.dataset_text_field, args.assistant_only_loss, args.shuffle_dataset = "text", True, False
+    this = SimpleNamespace(_tokenizer=tokenizer, calculate_KL=False, chat_template=None, completion_only_loss=True)
     this.desirable_weight = this.undesirable_weight = 1.0
     more = (False, None) if view == "demonstrations" else ()
     try:
