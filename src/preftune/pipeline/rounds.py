@@ -81,7 +81,8 @@ def sample(progress: Progress, data: Data, tokenizer: PreTrainedTokenizerBase, n
     for i, prompt in enumerate(prompts):
         answers = texts[i * settings.answers : (i + 1) * settings.answers]
         given = dict(prompt.options)
-        beside = {"tools": given.pop("tools", None), "chat_template_kwargs": given or None}
+        beside = {"tools": given.pop("tools", None), "chat_template_kwargs": given}
+        beside = {name: value for name, value in beside.items() if value}
         rows.append({"prompt": prompt, "answers": answers, "scores": score(prompt, answers)} | beside)
     pairs = [pair for row in rows if (pair := best_against_worst(row, settings.length_ratio))]
     if not pairs and number <= settings.number:
