@@ -1,19 +1,23 @@
 from collections import Counter
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Features
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from preftune.data import table
 from preftune.data.findings import Findings
 from preftune.data.messages import split_pair
 from preftune.data.shapes import LABELLED, PAIRS
-from preftune.data.table import FEATURES
 from preftune.data.views import kto_weights, pair_up, shares, spread, stratified, unpair
 
 ROW_SETS = st.lists(
     st.tuples(st.integers(0, 9), st.text("ab", max_size=3), st.text("cd", max_size=3)), min_size=1, max_size=40
 )
+FEATURES = {
+    kind: Features({name: each for name, each in features.items() if name not in table.BESIDE})
+    for kind, features in table.FEATURES.items()
+}
 FEW = settings(max_examples=40, deadline=None)
 
 

@@ -33,9 +33,9 @@ TOKENS = {"max_length": 100}
 FOUND = {
     "identical_pair": ([pair(), pair("How?", "So.", "So.")], {}, ["rows.jsonl:2"]),
     "extra_message_fields": (
-        [pair(chosen=[{"role": "assistant", "content": "So.", "tool_calls": [{"name": "f"}]}])],
+        [pair(chosen=[{"role": "assistant", "content": "So.", "mood": "glad"}])],
         {},
-        ["rows.jsonl:1: tool_calls"],
+        [],
     ),
     "unread_columns": ([pair() | {"source": "a", "input": "b"}, pair("How?") | {"source": "a"}], {}, []),
     "one_label": (labelled(3, 0), {}, []),
@@ -54,7 +54,7 @@ FOUND = {
     "length_bias": ([row | {"chosen": row["chosen"] * (1 + (i % 4 > 0))} for i, row in enumerate(many(60))], {}, []),
     "length_explains": ([row | {"chosen": row["chosen"] + LONG} for row in many()], {}, []),
     "words_explain": ([row | {"rejected": f"sorry {row['rejected']}"} for row in many(60)], {}, []),
-    "special_tokens_in_text": ([pair(), pair("How?", "So.<|im_end|>")], TOKENS, ["rows.jsonl:2: '<|im_end|>'"]),
+    "special_tokens_in_text": ([pair(), pair("How?", "So.<|im_end|> No.")], TOKENS, ["rows.jsonl:2: '<|im_end|>'"]),
     "loses_end": ([pair(), pair("How?", LONG)], TOKENS, ["rows.jsonl:2"]),
     "loses_everything": ([pair(), pair(LONG)], TOKENS, ["rows.jsonl:2"]),
     "nothing_left": ([pair(LONG), pair(LONG + "?")], TOKENS, []),
@@ -62,6 +62,8 @@ FOUND = {
     "long_tail": ([*many(), pair("How?", LONG * 10)], {"max_length": None}, ["rows.jsonl:25"]),
 }
 
+# repeated_prompt, rendered_text, images, two_verdicts: test_forms; what a template drops: test_rendering;
+# unread_files: test_folders
 # user_turn_in_answer: test_shapes; suspected_swaps: test_label_noise; held_out_loses_everything: test_template_tokens
 ELSEWHERE = {
     "user_turn_in_answer",
@@ -71,6 +73,8 @@ ELSEWHERE = {
     "double_bos",
     "missing_eos",
 }
+ELSEWHERE |= {"repeated_prompt", "rendered_text", "images", "two_verdicts", "system_ignored", "reasoning_stripped"}
+ELSEWHERE |= {"unread_files", "tools_ignored", "alike_in_template", "nothing_differs"}
 ELSEWHERE |= {"mixed_shapes", "unknown_label", "suspected_swaps", "held_out_loses_everything"}
 
 
@@ -199,7 +203,8 @@ def test_columns_that_are_not_read_are_listed_once_with_their_counts(inspected):
     assert by_code(inspected(rows))["unread_columns"].says == "not read: source (2), input (1)"
 
 
-def test_a_weight_that_would_mask_a_turn_is_reported(inspected):
+def test_a_weight_of_0_in_an_answer_of_a_pair_is_reported(inspected):
     turn = {"role": "assistant", "content": "So."}
-    assert "extra_message_fields" in by_code(inspected([pair(chosen=[turn | {"weight": 0}]), pair("How?")]))
+    found = by_code(inspected([pair(chosen=[turn | {"weight": 0}]), pair("How?")]))["extra_message_fields"]
+    assert found.says == "fields of messages that the chat template does not name: weight: 0 (1)"
     assert "extra_message_fields" not in by_code(inspected([pair(chosen=[turn | {"weight": 1}]), pair("How?")]))

@@ -68,7 +68,7 @@ def test_max_rows_bounds_what_is_read(loaded):
     [
         ({"pairs_rule": "best_wurst"}, "best_wurst is none of .*; did you mean best_worst"),
         ({"columns": {"promt": "question"}}, "promt is none of .*; did you mean prompt"),
-        ({"eval_split": "test"}, "is no hub data set and has no splits"),
+        ({"eval_split": "test"}, "is no folder and no hub data set, and has no splits"),
         ({"columns": {"prompt": "question"}}, "data.columns names question; there are prompt, chosen"),
     ],
 )
@@ -82,7 +82,7 @@ def test_a_stream_gives_the_same_rows_as_the_whole_set(view, loaded):
     whole, stream = (loaded(rows(), view=view, streaming=streaming).train for streaming in (False, True))
     assert isinstance(stream, IterableDataset)
     assert sorted(row["id"] for row in stream) == sorted(whole["id"])
-    assert list(stream.features) == whole.column_names
+    assert list(stream.features) == [*whole.column_names, "tools", "chat_template_kwargs"]
     assert [row["id"] for row in stream] != [row["id"] for row in rows()]
 
 

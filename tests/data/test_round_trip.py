@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from preftune.data.formats import csv_file, json_file, jsonl
-from preftune.data.messages import from_dialogue_text, is_dialogue_text
+from preftune.data.messages import format_of, from_dialogue_text
 
 MANY = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00\r"), max_size=20)
@@ -21,7 +21,7 @@ def letters(text: str) -> str:
 @MANY
 @given(PIECES.map("".join))
 def test_a_dialogue_that_is_recognised_holds_every_letter_of_its_text(text):
-    if is_dialogue_text(text):
+    if format_of(text):
         turns = from_dialogue_text(text, "chosen")
         name = {"user": "Human:", "assistant": "Assistant:"}
         assert letters("".join(name[turn["role"]] + turn["content"] for turn in turns)) == letters(text)

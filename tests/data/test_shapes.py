@@ -77,9 +77,10 @@ def test_each_shape_of_demonstrations(row, shape, wanted, loaded):
     [(True, True), (0, False), (1.0, True), ("thumbs_up", True), ("Thumbs Down", False), ("-1", False), ("GOOD", True)],
 )
 def test_labels_are_read_from_booleans_numbers_and_words(given, label, loaded):
-    data = loaded([{"prompt": "Why?", "completion": "Because.", "label": given}], view="unpaired")
+    row, other = ({"prompt": "Why?", "completion": "Because.", "label": each} for each in (given, not label))
+    data = loaded([row, other | {"prompt": "How?"}], view="unpaired")
     assert data.shape == "prompt, completion and label"
-    assert data.train[0]["label"] is label
+    assert {each["prompt"][0]["content"]: each["label"] for each in data.train}["Why?"] is label
 
 
 def test_system_prompts_come_from_their_own_column_or_from_the_dialogue(loaded):

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preftune.data.findings import RowFault
-from preftune.data.messages import as_prompt, from_dialogue_text, is_dialogue_text
+from preftune.data.messages import as_prompt, format_of, from_dialogue_text
 from preftune.data.shapes import shape_of
 
 WORDS = st.text("abc xyz.", min_size=1).map(str.strip).filter(bool)
@@ -49,7 +49,7 @@ def test_a_turn_of_the_prompt_column_that_would_be_lost_is_an_error():
 def test_turns_of_a_recognised_dialogue_joined_again_give_the_text(contents, gap):
     names = ["Human", "Assistant"]
     text = gap.join(f"{names[i % 2]}: {content}" for i, content in enumerate(contents))
-    assert is_dialogue_text(text)
+    assert format_of(text)
     roles = {"user": "Human", "assistant": "Assistant"}
     assert gap.join(f"{roles[turn['role']]}: {turn['content']}" for turn in from_dialogue_text(text, "prompt")) == text
 

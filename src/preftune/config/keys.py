@@ -13,7 +13,7 @@ from preftune.config.renamed import KEYS, OURS
 from preftune.config.stages import ADAPTERS, RESERVED, Stage, adapter_class, config_class, home, sections
 from preftune.config.trainer_fields import Field, fields
 
-OPEN = ("architecture", "columns", "export", "judge", "kwargs")  # mappings whose keys no file lists
+OPEN = ("architecture", "chat_template_kwargs", "columns", "export", "judge", "kwargs")  # mappings of any keys
 
 
 def leaves(node: dict, path: str = "") -> Iterator[tuple[str, object]]:

@@ -35,6 +35,8 @@ KINDS = {
     "data.revision": "str | None",
     "data.eval_split": "str | None",
     "data.pairs_rule": "Literal['best_worst', 'best_random', 'best_rest', 'neighbours', 'all']",
+    "data.verdict": "str | None",
+    "data.good_at": "float | None",
     "data.max_rows": "int | None",
     "data.on_bad_rows": "Literal['fail', 'skip']",
     "data.token_rows": "int | None",

@@ -6,7 +6,7 @@ import numpy as np
 from datasets import Dataset
 
 from preftune.data.findings import Findings
-from preftune.data.messages import Messages
+from preftune.data.messages import Messages, said
 from preftune.data.set_checks import couples_in_order, share_right
 from preftune.data.shapes import PAIRS
 from preftune.data.views import keys
@@ -66,4 +66,4 @@ def word_features(rows: Dataset, kind: str, better: np.ndarray) -> tuple:
 
 
 def text(answer: Messages) -> str:
-    return "\n".join(message["content"] or "" for message in answer)
+    return "\n".join(map(said, answer))

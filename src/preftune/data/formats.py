@@ -5,12 +5,13 @@ import bz2
 import codecs
 import csv
 import gzip
+import io
 import json
 import lzma
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,7 +22,13 @@ import pyarrow.parquet as pq
 
 from preftune.data.findings import RowFault
 
-OPENERS: dict[str, Callable] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+def open_zst(path: Path, mode: str) -> BinaryIO:
+    """A file that zstd compressed."""
+    return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
+
+
+OPENERS: dict[str, Callable] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": open_zst}
 BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, UnicodeError)
 START = re.compile(r"\s*\[\s*")
 COMMA = re.compile(r"\s*(?:,\s*|(?=\]))")  # between two items of a JSON list, or before its end
@@ -66,11 +73,11 @@ def ending(path: Path) -> str:
 def opened(path: Path) -> BinaryIO:
     """The bytes of a file, uncompressed, without a byte order mark. Raises UnicodeError where they are UTF-16."""
     stream = OPENERS.get(path.suffix.lower(), open)(path, "rb")
-    start = stream.read(3)
+    start = stream.peek(3)
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         stream.close()
         raise UnicodeError("the file is UTF-16; write it as UTF-8: iconv -f UTF-16 -t UTF-8")
-    stream.seek(3 if start == codecs.BOM_UTF8 else 0)
+    stream.read(3 if start.startswith(codecs.BOM_UTF8) else 0)
     return stream
 
 
@@ -208,9 +215,30 @@ def cell(value: str) -> object:
 def parquet(path: Path, name: str) -> Iterator[Read]:
     """Rows of a Parquet file, by batches; the line in an origin is the row's number."""
     with pq.ParquetFile(path) as file:
-        rows = (row for batch in file.iter_batches(batch_size=500) for row in batch.to_pylist())
-        yield from (Read(f"{name}:{number}", row) for number, row in enumerate(rows, start=1))
+        yield from of_batches(file.iter_batches(batch_size=500), name)
+
+
+def arrow(path: Path, name: str) -> Iterator[Read]:
+    """Rows of an Arrow file, as save_to_disk writes it."""
+    with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as batches:
+        yield from of_batches(batches, name)
+
+
+def of_batches(batches: Iterable[pa.RecordBatch], name: str) -> Iterator[Read]:
+    """Rows without the nulls that columns add to objects that lack a key."""
+    rows = (row for batch in batches for row in batch.to_pylist())
+    for number, row in enumerate(rows, start=1):
+        yield Read(f"{name}:{number}", {column: without_nulls(value) for column, value in row.items()})
+
+
+def without_nulls(value: object) -> object:
+    """Objects inside a value without the keys that hold nothing; a message's content stays."""
+    if isinstance(value, list):
+        return [without_nulls(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: without_nulls(each) for key, each in value.items() if each is not None or key == "content"}
 
 
 READERS: dict[str, Callable[[Path, str], Iterator[Read]]] = {".jsonl": jsonl, ".ndjson": jsonl, ".json": json_file}
-READERS |= {".csv": csv_file, ".tsv": csv_file, ".parquet": parquet}
+READERS |= {".csv": csv_file, ".tsv": csv_file, ".parquet": parquet, ".arrow": arrow}

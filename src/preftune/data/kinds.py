@@ -20,6 +20,7 @@ error, warning, note = (partial(Kind, severity) for severity in (ERROR, WARNING,
 KINDS = {
     # files and lines
     "unreadable_file": error("a file cannot be read", "write the file again, as UTF-8 JSONL, JSON, CSV or Parquet"),
+    "unread_files": note("files that are not read", "data.train_split and data.eval_split choose"),
     "no_rows": error("there is not one usable row", "see the other findings, and data.path"),
     "malformed_line": error("not valid JSON or CSV", FIX),
     "not_utf8": error("bytes that are not UTF-8", f"find the true encoding (iconv -f latin1 -t utf-8), or {FIX}"),
@@ -38,12 +39,20 @@ KINDS = {
     "identical_pair": warning("chosen and rejected are the same", "remove these pairs: they teach nothing"),
     "user_turn_in_answer": warning("an answer holds later user turns, which are trained on too", "cut them off"),
     "extra_message_fields": warning(
-        "messages have fields beside role and content (tool calls, names), which are not trained on",
-        "write them into content if they matter",
+        "messages have fields that the chat template does not name", "write them into content if they matter"
     ),
+    "rendered_text": warning(
+        "text holds the marks of another template's turns, which would be trained on as text",
+        "write the turns as messages, or remove the marks",
+    ),
+    "repeated_prompt": note("both answers repeated the prompt at their start; it was cut off", "none needed"),
+    "images": error(
+        "images, which no text model reads", f"leave them unread: data.columns={{images: null}}; or {SKIP}"
+    ),
+    "two_verdicts": error("verdicts that disagree", f"name the one that counts (data.verdict=COLUMN), or {SKIP}"),
     "unread_columns": note("columns that are not read", "name those that matter (data.columns), or put them in prompt"),
     "replacement_character": warning("text holds U+FFFD: it was decoded wrongly once", "decode the source again"),
-    "tied_scores": note("rated answers with equal scores make no pair", "none needed; see also data.pairs_rule"),
+    "tied_scores": note("answers that are equally good make no pair", "none needed; see also data.pairs_rule"),
     "unmatched_labels": note("labelled answers without an opposite to the same prompt make no pair", "use loss=kto"),
     # the whole set
     "duplicate_rows": warning("rows stand there more than once", "remove the copies: they count double"),
@@ -66,6 +75,25 @@ KINDS = {
     "template_refuses": error(
         "the chat template refuses the dialogue",
         f"fix the roles, name another template (model.chat_template=FILE), or {SKIP}",
+    ),
+    "system_ignored": warning(
+        "the chat template leaves the system message out",
+        "write it into the first user turn, or name another template (model.chat_template=FILE)",
+    ),
+    "reasoning_stripped": warning(
+        "the chat template leaves out what an answer thinks, so it is not trained on",
+        "name a template that keeps it: model.chat_template=training where TRL ships one, or model.chat_template=FILE",
+    ),
+    "tools_ignored": warning(
+        "the chat template leaves the tools out", "name a template that writes them: model.chat_template=FILE"
+    ),
+    "alike_in_template": warning(
+        "the answers differ, and the chat template writes them alike: such pairs teach nothing",
+        "name a template that writes what differs (reasoning, tool calls): model.chat_template=FILE",
+    ),
+    "nothing_differs": error(
+        "the chat template writes chosen and rejected alike in every row",
+        "name a template that writes what differs (reasoning, tool calls): model.chat_template=FILE",
     ),
     "prompt_not_prefix": warning(
         "the tokens of the prompt are not how prompt + answer begins",

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune.data.shapes import PAIRS
 from preftune.data.token_checks import sequences, tokenized
+from preftune.data.views import without_empty
 
 FOLDS = 5
 BATCH = 16
@@ -69,7 +70,7 @@ def write_suspects(path: Path, pairs: Dataset, doubts: np.ndarray, count: int) -
     A line each: rank, the probability that the labels are swapped, id, origin, and the pair as it stands.
     """
     worst = np.argsort(-doubts, kind="stable")[:count]
-    rows = pairs.select(worst).add_column("rank", np.arange(1, len(worst) + 1))
+    rows = without_empty(pairs.select(worst)).add_column("rank", np.arange(1, len(worst) + 1))
     rows = rows.add_column("swapped", doubts[worst].astype(float).round(4))
-    rows.select_columns(["rank", "swapped", *pairs.column_names]).to_json(path, force_ascii=False)
+    rows.select_columns(["rank", "swapped", *rows.column_names[:-2]]).to_json(path, force_ascii=False)
     return rows["origin"][:]

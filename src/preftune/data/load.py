@@ -1,5 +1,6 @@
 """load(): a `data` config in, checked rows out, in the form that the trainer takes; inspect() says all about them."""
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -9,14 +10,16 @@ from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
 from preftune.config.errors import advice
-from preftune.data import bias, set_checks, token_checks, views
+from preftune.data import bias, set_checks, template_checks, token_checks, views
 from preftune.data.findings import DataError, Finding, Findings
 from preftune.data.kinds import WARNING
 from preftune.data.shapes import DEMONSTRATIONS, PAIRS
-from preftune.data.sources import eval_sources, sources
+from preftune.data.sources import eval_sources, sources, unread
 from preftune.data.streams import BLOCK, stream
 from preftune.data.table import Table, table
 from preftune.data.views import KINDS, PAIRED, SHOWN, UNPAIRED, keys, mixture, ordered, with_demonstrations
+
+UNREAD = ("unread_files", "unread_columns")  # findings that the run's line repeats
 
 
 @dataclass
@@ -56,6 +59,12 @@ def load(data: DictConfig, view: str, tokenizer: PreTrainedTokenizerBase, max_le
     balance = ""
     if view == UNPAIRED:
         good = sum(found.train["label"])
+        if good in (0, len(found.train)):
+            raise DataError(
+                f"data.path={found.path}: all {len(found.train):,} answers are {'good' if good else 'bad'}, and this "
+                "loss learns from the difference to the other label. Add such rows, or train on good ones alone: "
+                "python -m recipes.sft"
+            )
         found.kto_weights = views.kto_weights(good, len(found.train) - good)
         balance = f", {good:,} good and {len(found.train) - good:,} bad"
     held_out = f"{len(found.eval):,} held out" if found.eval else "none held out"
@@ -63,14 +72,14 @@ def load(data: DictConfig, view: str, tokenizer: PreTrainedTokenizerBase, max_le
     parts += [f"{found.skipped:,} bad rows left out"] if found.skipped else []
     warnings = ", ".join(finding.code for finding in found.findings if finding.severity == WARNING)
     parts += [f"warnings: {warnings}"] if warnings else []
-    found.line = "; ".join(parts + [each.says for each in found.findings if each.code == "unread_columns"])
+    found.line = "; ".join(parts + [each.says for each in found.findings if each.code in UNREAD])
     told = f"{found.fingerprint}\n{view} {len(found.train)} {seed}"
     found.fingerprint = xxhash.xxh3_128_hexdigest(told.encode())
     if data.streaming:
         found.train = stream(sources(data), view, seed, findings.skipped_file)
     for name in ("train", "eval", "eval_pairs"):
         if (rows := getattr(found, name)) is not None and not isinstance(rows, IterableDataset):
-            setattr(found, name, rows.remove_columns("origin"))
+            setattr(found, name, views.without_empty(rows.remove_columns("origin")))
     return found
 
 
@@ -116,8 +125,12 @@ def examined(
         if tokenizer is not None:
             found.train = token_checks.accepted(found.train, kind, tokenizer, findings)
             with advice("token check"):
-                limit = data.token_rows
-                found.tokens = token_checks.check(found.train, kind, tokenizer, max_length, findings, limit)
+                looked_at = token_checks.spread_over(found.train, data.token_rows)
+                found.tokens = token_checks.check(looked_at, kind, tokenizer, max_length, findings)
+                found.tokens.of = len(found.train)
+                template_checks.check(looked_at, kind, tokenizer, findings)
+                fields = sum((each.fields for each in tables), Counter())
+                template_checks.unread_fields(fields, found.read, tokenizer, findings)
             found.eval = usable(found.eval, kind, tokenizer, max_length, findings)
             found.eval_pairs = usable(found.eval_pairs, PAIRS, tokenizer, max_length, Findings())
             if not len(found.train):
@@ -141,7 +154,10 @@ def gathered(data: DictConfig, findings: Findings, seed: int) -> tuple[Data, lis
     for each in tables:
         if not len(each.rows):
             findings.add("no_rows", [each.source.line()])
-    apart = [table(each, findings) for each in eval_sources(data)]
+    held_out = eval_sources(data)
+    apart = [table(each, findings) for each in held_out]
+    if rest := unread(given + held_out):
+        findings.add("unread_files", says=f"not read: {rest}")
     marks = [each.fingerprint for each in tables + apart]
     if data.eval_fraction and not apart and not data.streaming:
         marks.append(str(data.eval_fraction))
@@ -196,5 +212,6 @@ def demonstrations(
         raise DataError(f"data.sft_path={tables[0].source.line()}: no usable demonstrations")
     if tokenizer is not None:
         shown = token_checks.accepted(shown, DEMONSTRATIONS, tokenizer, findings)
-        token_checks.check(shown, DEMONSTRATIONS, tokenizer, max_length, findings, data.token_rows)
+        looked_at = token_checks.spread_over(shown, data.token_rows)
+        token_checks.check(looked_at, DEMONSTRATIONS, tokenizer, max_length, findings)
     return shown

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from preftune.data.findings import RowFault
 from preftune.data.kinds import ERROR, KINDS
+from preftune.data.messages import is_learned, said
 from preftune.data.shapes import ANSWERS
 
 FOLLOWS = {  # which roles may follow a role; None is the beginning
@@ -14,25 +15,27 @@ FOLLOWS = {  # which roles may follow a role; None is the beginning
     "assistant": {"user", "tool"},
     "tool": {"assistant", "tool"},
 }
-READ = ("role", "from", "content", "value")
-UNSAID = {"weight": (None, 1), "train": (None, True)}  # fields and the values of them that change nothing
-
 CHARACTERS = {  # code: what to look for, and what to say before the column; JSON may hold halves of surrogate pairs
     "null_byte": ("\x00", "in"),
     "not_utf8": ("[\ud800-\udfff]", "half a surrogate pair in"),
     "replacement_character": ("\ufffd", "in"),
+    "rendered_text": (
+        r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|\[/INST\]|\n\nHuman:[\s\S]*\n\nAssistant:",
+        "the marks of turns in",
+    ),
 }
+EMPTY = (None, "", [], {})
 
 Faults = Iterator[tuple[str, str]]
 
 
 def empty(row: dict, kind: str) -> Faults:
-    if not any(message["role"] == "user" and message["content"].strip() for message in row["prompt"]):
+    if not any(message["role"] == "user" and message.get("content", "").strip() for message in row["prompt"]):
         yield "empty_prompt", "no user turn with a text" if row["prompt"] else "the prompt is empty"
     for column in ANSWERS[kind]:
         if not row[column]:
             yield "empty_answer", f"{column} has no message"
-        elif not row[column][-1]["content"].strip():
+        elif not said(row[column][-1]).strip():
             yield "empty_answer", column
 
 
@@ -63,7 +66,7 @@ def teaching(row: dict, kind: str) -> Faults:
 def encoding(row: dict, kind: str) -> Faults:
     """Characters that no UTF-8 file holds, or that an earlier decoding left; the first column with one."""
     for column in ("prompt", *ANSWERS[kind]):
-        text = "".join(message["content"] for message in row[column])
+        text = "\n".join(said(message) for message in row[column])
         for code, (pattern, before) in CHARACTERS.items():
             if re.search(pattern, text):
                 yield code, f"{before} {column}"
@@ -81,11 +84,15 @@ def check(row: dict, kind: str) -> list[tuple[str, str]]:
     return found
 
 
-def extra_fields(row: dict) -> list[str]:
-    """Fields of messages, in a row as it was read, that the internal form does not keep."""
-    lists = [value for value in row.values() if isinstance(value, list)]
-    messages = [
-        each for listed in lists for each in listed if isinstance(each, dict) and {"role", "from"} & each.keys()
-    ]
-    fields = [(field, content) for message in messages for field, content in message.items() if field not in READ]
-    return sorted({field for field, content in fields if content not in UNSAID.get(field, (None, "", [], {}))})
+def fields(rows: list[dict], kind: str) -> set[str]:
+    """The fields that the messages of rows have beside role and content and that say something to a template.
+
+    A weight of 0 in an answer is listed as such: it does nothing where an answer is compared with another.
+    """
+    found = set()
+    for row in rows:
+        for turn in [turn for name in ("prompt", *ANSWERS[kind]) for turn in row[name]]:
+            found |= {name for name, value in turn.items() if value not in EMPTY}
+        if not all(is_learned(turn) for name in ANSWERS[kind] for turn in row[name]):
+            found.add("weight: 0")
+    return found - {"role", "content", "weight", "train"}

@@ -9,6 +9,7 @@ import xxhash
 from datasets import Dataset
 
 from preftune.data.findings import EXAMPLES, Findings
+from preftune.data.messages import said
 from preftune.data.shapes import ANSWERS, DEMONSTRATIONS, LABELLED, PAIRS
 from preftune.data.views import key, keys
 
@@ -74,7 +75,7 @@ def hashed(rows: Dataset, kind: str) -> tuple[pd.DataFrame, dict[str, np.ndarray
         same = {name: batch[name] for name in ("origin", "label") if name in batch}
         parts.append(pd.DataFrame(same | {name: np.array(each, np.uint64) for name, each in numbers.items()}))
         for column, lengths in characters.items():
-            lengths += [sum(len(message["content"]) for message in dialogue) for dialogue in batch[column]]
+            lengths += [sum(len(said(message)) for message in dialogue) for dialogue in batch[column]]
     return pd.concat(parts, ignore_index=True), {name: np.array(lengths) for name, lengths in characters.items()}
 
 

@@ -1,4 +1,4 @@
-"""The shapes that preference data comes in, recognised by the columns of a row, and their way to one internal form."""
+"""The shapes of rows under our columns (forms.py gives them), and their way to one internal form."""
 
 import random
 from collections.abc import Callable
@@ -6,16 +6,13 @@ from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 
 from preftune.data import messages
+from preftune.data.columns import label_of, number
 from preftune.data.findings import RowFault
 from preftune.data.messages import Messages
 
 PAIRS, LABELLED, DEMONSTRATIONS = "pairs", "labelled answers", "demonstrations"
 ANSWERS = {PAIRS: ("chosen", "rejected"), LABELLED: ("completion",), DEMONSTRATIONS: ("completion",)}
-WORDS = {
-    True: "1 true yes good up thumbs_up thumbsup like liked positive desirable chosen 👍",
-    False: "0 -1 false no bad down thumbs_down thumbsdown dislike disliked negative undesirable rejected 👎",
-}
-LABELS = {word: label for label, words in WORDS.items() for word in words.split()}
+MISSING = (None, "", "N/A", "n/a", "nan", "null")  # scores that are none
 
 
 @dataclass(frozen=True)
@@ -29,10 +26,6 @@ class Shape:
     kind: str
     columns: tuple[str, ...]
     convert: Callable[[dict, str], list[dict]]
-
-    def reads(self, column: str) -> bool:
-        """Whether it makes something of a column."""
-        return column in (*self.columns, "system", "id") or (column == "prompt" and self.kind == PAIRS)
 
 
 def has(row: dict, *columns: str) -> bool:
@@ -48,6 +41,16 @@ def pair(row: dict, _: str) -> list[dict]:
     if has(row, "prompt"):
         prompt = longer_prompt(messages.as_prompt(row["prompt"]), prompt, chosen)
     return [{"prompt": prompt, "chosen": chosen, "rejected": rejected}]
+
+
+def unrepeated(row: dict) -> dict | None:
+    """The row without the prompt at the start of both answers; None where it does not stand there."""
+    prompt, *answers = (row.get(name) for name in ("prompt", *ANSWERS[PAIRS]))
+    if not isinstance(prompt, str) or len(prompt.split()) < 3 or messages.format_of(prompt):
+        return None
+    if not all(isinstance(each, str) and each.startswith(prompt) and each != prompt for each in answers):
+        return None
+    return row | {side: each[len(prompt) :].lstrip() for side, each in zip(ANSWERS[PAIRS], answers, strict=True)}
 
 
 def longer_prompt(column: Messages, prompt: Messages, chosen: Messages) -> Messages:
@@ -67,7 +70,7 @@ def longer_prompt(column: Messages, prompt: Messages, chosen: Messages) -> Messa
 
 def turns(dialogue: Messages) -> list[tuple[str, str]]:
     """Roles and contents, without the white space around them."""
-    return [(message["role"], message["content"].strip()) for message in dialogue]
+    return [(message["role"], messages.said(message).strip()) for message in dialogue]
 
 
 def answer(row: dict, _: str) -> list[dict]:
@@ -80,24 +83,29 @@ def answer(row: dict, _: str) -> list[dict]:
 
 
 def labelled(row: dict, _: str) -> list[dict]:
-    """An answer with its label as a bool: true, 1, "thumbs_up" and the like. Raises RowFault for any other label."""
-    text = str(row["label"]).strip().lower().replace(" ", "_").replace("-1.0", "-1").removesuffix(".0")
+    """An answer with its label as a bool. Raises RowFault for any other label."""
     (found,) = answer(row, _)
-    if text not in LABELS:
+    if (label := label_of(row["label"])) is None:
         raise RowFault("unknown_label", f"label is {row['label']!r}")
-    return [found | {"label": LABELS[text]}]
+    return [found | {"label": label}]
 
 
 def rated(row: dict, rule: str) -> list[dict]:
-    """The pairs that `rule` makes of rated answers. Raises RowFault where answers and scores do not fit together."""
+    """The pairs that `rule` makes of rated answers; one without a score is left aside.
+
+    Raises RowFault where answers and scores do not fit together.
+    """
     answers, scores = row["completions"], row["scores"]
     if not isinstance(answers, list) or not isinstance(scores, list) or len(answers) != len(scores):
         raise RowFault("wrong_type", "completions and scores must be lists of one length")
-    if not all(isinstance(score, int | float) and score == score for score in scores):
+    if not all(score in MISSING or number(score) is not None or score != score for score in scores):
         raise RowFault("wrong_type", f"scores must be numbers, they are {scores}")
-    prompt = messages.as_prompt(row["prompt"])
-    ranked = sorted(zip(scores, answers, strict=True), key=lambda rating: -rating[0])
+    found = [(number(score), each) for score, each in zip(scores, answers, strict=True)]
+    ranked = sorted([each for each in found if each[0] is not None], key=lambda rating: -rating[0])
     pairs = [(a, b) for (high, a), (low, b) in PAIRS_RULES[rule](ranked) if high > low]
+    if row.get("prompt") is None:
+        return [pair({"chosen": chosen, "rejected": rejected}, rule)[0] for chosen, rejected in pairs]
+    prompt = messages.as_prompt(row["prompt"])
     sides = [[messages.as_answer(each, "completions") for each in both] for both in pairs]
     return [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for chosen, rejected in sides]
 
@@ -116,14 +124,15 @@ PAIRS_RULES: dict[str, Callable[[list[tuple]], list[tuple]]] = {
     "all": lambda ranked: list(combinations(ranked, 2)),
 }
 SHAPES = (  # the first whose columns a row has
-    Shape("rated answers", PAIRS, ("prompt", "completions", "scores"), rated),
+    Shape("rated answers", PAIRS, ("completions", "scores"), rated),
     Shape("pairs", PAIRS, ("chosen", "rejected"), pair),
     Shape("prompt, completion and label", LABELLED, ("prompt", "completion", "label"), labelled),
     Shape("messages and label", LABELLED, ("messages", "label"), labelled),
     Shape("prompt and completion", DEMONSTRATIONS, ("prompt", "completion"), answer),
     Shape("messages", DEMONSTRATIONS, ("messages",), answer),
 )
-COLUMNS = ("prompt", "chosen", "rejected", "completion", "label", "messages", "completions", "scores", "system", "id")
+COLUMNS = ["prompt", "chosen", "rejected", "completion", "label", "messages", "completions", "scores", "system", "id"]
+COLUMNS += ["tools", "chat_template_kwargs", "images"]
 WANTED = "prompt + chosen + rejected, chosen + rejected (whole dialogues), prompt + completion (+ label) or messages"
 
 
@@ -142,9 +151,9 @@ def name_of_pair(row: dict) -> str:
     """What the run calls a pair. Raises RowFault where its answers have no turns and no prompt stands beside them."""
     prompt, chosen = row.get("prompt"), row["chosen"]
     if prompt is None:
-        if not messages.is_messages(chosen) and not messages.is_dialogue_text(chosen):
+        if not messages.is_messages(chosen) and messages.format_of(chosen) is None:
             raise RowFault("missing_column", "chosen and rejected hold no turns, so a prompt is needed beside them")
-        form = "message lists" if messages.is_messages(chosen) else "Human/Assistant texts"
+        form = "message lists" if messages.is_messages(chosen) else f"{messages.format_of(chosen)} texts"
         return f"whole dialogues in chosen and rejected, as {form}"
     if messages.opens_dialogue(chosen):
         return "a prompt beside whole dialogues"
@@ -155,16 +164,3 @@ def name_of_pair(row: dict) -> str:
         (False, False): "prompt, chosen and rejected as texts",
     }
     return names[messages.is_messages(prompt), messages.is_messages(chosen)]
-
-
-def renamed(row: dict, columns: dict[str, str | None]) -> dict:
-    """The row under preftune's column names; `columns` maps them to the data's, and null leaves a column unread.
-
-    Raises RowFault where a column that is named is not there.
-    """
-    absent = [theirs for theirs in columns.values() if theirs is not None and theirs not in row]
-    if absent:
-        there = ", ".join(map(str, list(row)[:12]))
-        raise RowFault("missing_column", f"data.columns names {', '.join(absent)}; there are {there}")
-    kept = {name: value for name, value in row.items() if name not in columns and name not in columns.values()}
-    return kept | {ours: row[theirs] for ours, theirs in columns.items() if theirs is not None}

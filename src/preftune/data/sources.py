@@ -2,6 +2,7 @@
 
 import difflib
 import glob
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -15,6 +16,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from omegaconf import DictConfig, OmegaConf
 
 from preftune.data.findings import DataError
+from preftune.data.folders import of_split, splits
 from preftune.data.formats import READERS, Read, ending, read
 from preftune.data.shapes import COLUMNS, PAIRS_RULES
 from preftune.models import hub
@@ -33,13 +35,30 @@ class Source:
     split: str | None = "train"
     columns: dict[str, str | None] = field(default_factory=dict)
     pairs_rule: str = "best_worst"
+    verdict: str | None = None
+    good_at: float | None = None
+    chat_template_kwargs: dict = field(default_factory=dict)
     max_rows: int | None = None
     weight: float | None = None
 
     def rows(self, streaming: bool = False) -> Iterator[Read]:
         """Every row, or the first `max_rows`. Raises DataError where there is nothing to read."""
-        found = (each for path, name in files(self.path) for each in read(path, name)) if self.is_local() else None
-        return islice(found or hub_rows(self, streaming), self.max_rows)
+        if not self.is_local():
+            return islice(hub_rows(self, streaming), self.max_rows)
+        listed = self.chosen()[1] if self.is_folder() else files(self.path)
+        return islice((each for path, name in listed for each in read(path, name)), self.max_rows)
+
+    def is_folder(self) -> bool:
+        """Whether the path is a folder, whose files are of splits."""
+        return Path(self.path).expanduser().is_dir()
+
+    def chosen(self) -> tuple[str, list[tuple[Path, str]]]:
+        """The split of a folder that is read, and its files with the names that origins use. Raises DataError."""
+        place = Path(self.path).expanduser()
+        split, found = of_split(place, self.split, self.name)
+        if not found:
+            files(self.path)  # which says that there is none
+        return split, [(file, str(file.relative_to(place))) for file in found]
 
     def is_local(self) -> bool:
         """Whether the path names files rather than a data set on the hub."""
@@ -49,7 +68,9 @@ class Source:
 
     def line(self) -> str:
         """What the run calls it."""
-        return self.path if self.is_local() else " ".join(filter(None, [self.path, self.name, f"({self.split})"]))
+        if self.is_local() and not self.is_folder():
+            return self.path
+        return " ".join(filter(None, [self.path, self.name, f"({self.split})"]))
 
 
 def files(path: str) -> list[tuple[Path, str]]:
@@ -79,7 +100,7 @@ def files(path: str) -> list[tuple[Path, str]]:
         raise DataError(f"data.path={path}: {why}")
     for file in found:
         if ending(file) not in READERS:
-            known = f"known are {', '.join(READERS)}, with .gz, .bz2 or .xz"
+            known = f"known are {', '.join(READERS)}, with .gz, .bz2, .xz or .zst"
             raise DataError(f"data.path={file}: its ending names no format; {known}")
     return [(file, str(file.relative_to(place)) if place.is_dir() else file.name) for file in found]
 
@@ -122,7 +143,8 @@ def sources(data: DictConfig, key: str = "path") -> list[Source]:
 
     Raises DataError for a key of a source or a name of a column that there is not.
     """
-    keys = (key, "columns", "name", "revision", "pairs_rule", "max_rows", "train_split")
+    keys = [each.name for each in fields(Source) if each.name in data] + [key, "train_split"]
+    keys = [each for each in keys if each != "path" or key == "path"]
     given = OmegaConf.to_container(OmegaConf.create({each: data[each] for each in keys}), resolve=True)
     for name in given["columns"]:
         one_of("data.columns", name, COLUMNS)
@@ -140,21 +162,34 @@ def sources(data: DictConfig, key: str = "path") -> list[Source]:
     return found
 
 
-def eval_sources(data: DictConfig) -> list[Source]:
-    """Where held-out rows are: nowhere, in a file of their own, or in another split of each hub data set.
+def unread(given: list[Source]) -> str:
+    """What of the folders of some sources none of them reads: splits, and files of no split."""
+    said = []
+    for path in dict.fromkeys(source.path for source in given if source.is_local() and source.is_folder()):
+        mine = [source for source in given if source.path == path]
+        read = {split for split, _ in (source.chosen() for source in mine)}
+        found = splits(Path(path).expanduser(), mine[0].name)
+        rest = 0 if "dataset_dict.json" in os.listdir(path) else len(files(path)) - sum(map(len, found.values()))
+        said += [f"the split {split}" for split in found if split not in read]
+        said += [f"files of no split ({rest})"] if rest > 0 else []
+    return ", ".join(said)
 
-    Raises DataError where a split is named, and the data lies in files.
+
+def eval_sources(data: DictConfig) -> list[Source]:
+    """Where held-out rows are: nowhere, in a file of their own, or in another split of each hub data set or folder.
+
+    Raises DataError where a split is named, and the data lies in single files.
     """
     split, given = data.eval_split, sources(data)
     if not split:
         return []
-    alone = replace(given[0], path=split, weight=None)
-    local = [source.path for source in given if source.is_local()]
+    alone = replace(given[0], path=split, weight=None, split="train")
+    local = [source.path for source in given if source.is_local() and not source.is_folder()]
     if alone.is_local() or len(local) == len(given) and "/" in split:
         return [alone]
     if local:
         raise DataError(
-            f"data.eval_split={split}: {local[0]} is no hub data set and has no splits; name a file of held-out rows: "
-            "data.eval_split=eval.jsonl"
+            f"data.eval_split={split}: {local[0]} is no folder and no hub data set, and has no splits; name a file of "
+            "held-out rows: data.eval_split=eval.jsonl"
         )
     return [replace(source, split=split, weight=None) for source in given]

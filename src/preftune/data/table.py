@@ -12,23 +12,25 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 
 import xxhash
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, Json, Value
 from datasets.arrow_writer import ArrowWriter
 
 from preftune.config.files import cache_dir
 from preftune.data import row_checks
+from preftune.data.columns import Reading
 from preftune.data.findings import Findings, RowFault
 from preftune.data.formats import Read
-from preftune.data.row_checks import extra_fields
-from preftune.data.shapes import DEMONSTRATIONS, LABELLED, PAIRS, renamed, shape_of
+from preftune.data.forms import standard
+from preftune.data.shapes import COLUMNS, DEMONSTRATIONS, LABELLED, PAIRS, shape_of, unrepeated
 from preftune.data.sources import Source
 
-MESSAGES = List({"role": Value("string"), "content": Value("string")})
+MESSAGES = Json()  # a list of messages, each with the fields that it was given: Arrow's structs would add nulls
 COMMON = {"id": Value("string"), "origin": Value("string"), "prompt": MESSAGES}
+BESIDE = {"tools": Json(), "chat_template_kwargs": Json()}  # what the chat template is given with the messages
 FEATURES = {
-    PAIRS: Features(COMMON | {"chosen": MESSAGES, "rejected": MESSAGES}),
-    LABELLED: Features(COMMON | {"completion": MESSAGES, "label": Value("bool")}),
-    DEMONSTRATIONS: Features(COMMON | {"completion": MESSAGES}),
+    PAIRS: Features(COMMON | {"chosen": MESSAGES, "rejected": MESSAGES} | BESIDE),
+    LABELLED: Features(COMMON | {"completion": MESSAGES, "label": Value("bool")} | BESIDE),
+    DEMONSTRATIONS: Features(COMMON | {"completion": MESSAGES} | BESIDE),
 }
 NAMES = ("id", "origin")  # what does not change what a row teaches
 PEEK = 50  # rows that decide of which kind a source is
@@ -47,13 +49,18 @@ class Table:
     kind: str | None = None  # None where no row was good
     read: int = 0
     shapes: Counter[str] = field(default_factory=Counter)
-    unread: Counter[str] = field(default_factory=Counter)  # columns with a value of which no shape made anything
+    unread: Counter[str] = field(default_factory=Counter)  # columns with a value of which nothing was made
+    fields: Counter[str] = field(default_factory=Counter)  # of messages, beside role and content, by rows
     fingerprint: str = ""
+
+    def __post_init__(self):
+        self.reading = Reading(self.source.columns, self.source.verdict, self.source.good_at)
 
     def each(self, streaming: bool = False) -> Iterator[dict]:
         """The good rows, in order, with ids: the data's own, else where the row stood. Sets `kind` before the first."""
         reads = self.source.rows(streaming)
         peeked = list(islice(reads, PEEK))
+        self.reading.learn([read.row for read in peeked if isinstance(read.row, dict)])
         kinds = Counter(kind for read in peeked if (kind := self.kind_of(read)))
         self.kind = next((kind for kind, _ in kinds.most_common(1)), None)
         for read in chain(peeked, reads):
@@ -65,7 +72,7 @@ class Table:
 
     def kind_of(self, read: Read) -> str | None:
         try:
-            return shape_of(renamed(read.row, self.source.columns)).kind if isinstance(read.row, dict) else None
+            return shape_of(standard(read.row, self.reading)[0]).kind if isinstance(read.row, dict) else None
         except RowFault:
             return None
 
@@ -73,26 +80,43 @@ class Table:
         """The rows that one row gives, checked. Raises RowFault."""
         if isinstance(read.row, RowFault):
             raise read.row
-        row = renamed(read.row, self.source.columns)
+        row, columns = standard(read.row, self.reading)
+        if cut := unrepeated(row):
+            row = cut
+            self.findings.add("repeated_prompt", [read.origin])
         shape = shape_of(row)
         self.kind = self.kind or shape.kind
         if shape.kind != self.kind:
             raise RowFault("mixed_shapes", f"{shape.name}, among {self.kind}")
-        found = shape.convert(row, self.source.pairs_rule)
+        beside = self.beside(row)
+        found = [each | beside for each in shape.convert(row, self.source.pairs_rule)]
         if isinstance(system := row.get("system"), str) and system.strip():
             found = [each | {"prompt": [{"role": "system", "content": system}, *each["prompt"]]} for each in found]
         for code, detail in [fault for each in found for fault in row_checks.check(each, shape.kind)]:
             self.findings.add(code, [read.origin], detail)
         if not found:
             self.findings.add("tied_scores", [read.origin])
-        if fields := extra_fields(row):
-            self.findings.add("extra_message_fields", [read.origin], ", ".join(fields))
-        self.shapes[shape.name] += 1
-        given = [name for name, value in row.items() if value not in (None, "", [], {})]
-        self.unread.update(name for name in given if not shape.reads(name))
+        self.fields.update(row_checks.fields(found, shape.kind))
+        others = [name for name in sorted(columns.read) if name not in COLUMNS and columns.read[name] in shape.columns]
+        self.shapes[f"{shape.name} ({', '.join(others)})" if others else shape.name] += 1
+        self.unread.update(columns.unread())
         name = read.origin if row.get("id") is None else str(row["id"])
         names = [f"{name}/{place}" for place in range(1, len(found) + 1)] if len(found) > 1 else [name]
         return [{"id": own, "origin": read.origin} | each for own, each in zip(names, found, strict=False)]
+
+    def beside(self, row: dict) -> dict:
+        """What the chat template is given beside the messages: the row's tools, its arguments and the run's."""
+        if row.get("images") not in (None, [], ""):
+            raise RowFault("images", "the row has images")
+        tools, given = row.get("tools"), row.get("chat_template_kwargs")
+        try:
+            tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools or None
+            given = json.loads(given) if isinstance(given, str) and given.strip() else given or {}
+        except ValueError as error:
+            raise RowFault("wrong_type", f"tools or chat_template_kwargs is no JSON: {error}") from None
+        if not isinstance(tools, list | None) or not isinstance(given, dict):
+            raise RowFault("wrong_type", "tools must be a list of JSON schemas, chat_template_kwargs an object")
+        return {"tools": tools, "chat_template_kwargs": self.source.chat_template_kwargs | given}
 
     def line(self) -> str:
         """The shape, or the shapes with their counts where there are several."""

@@ -12,9 +12,9 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from preftune.data.findings import Findings
-from preftune.data.messages import Messages
+from preftune.data.messages import Messages, said
 from preftune.data.shapes import ANSWERS, PAIRS
-from preftune.models.tokenizer import stop_tokens
+from preftune.models.tokenizer import stop_tokens, token_ids
 
 BATCH = 256
 TAIL = 4  # last tokens of an answer among which EOS must be: templates write a line break behind it
@@ -29,6 +29,7 @@ class Row:
     prompt: list[int]
     answers: dict[str, list[int]]
     prefix: bool  # whether the prompt's tokens are how prompt + answer begins
+    differ: bool  # whether the answers differ as messages
 
     @property
     def longest(self) -> int:
@@ -58,16 +59,25 @@ class TokenFigures:
 def tokenized(rows: Dataset, kind: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[Row]:
     """Every row in tokens: the chat template on the prompt and on prompt + answer, as TRL's trainers do."""
     for batch in rows.iter(BATCH):
-        prompts = ids_of(tokenizer, batch["prompt"], add_generation_prompt=True)
+        given, columns = options(batch), [batch[column] for column in ANSWERS[kind]]
+        prompts = ids_of(tokenizer, batch["prompt"], given, add_generation_prompt=True)
         wholes = {}
         for column in ANSWERS[kind]:
             dialogues = [prompt + answer for prompt, answer in zip(batch["prompt"], batch[column], strict=True)]
-            wholes[column] = ids_of(tokenizer, dialogues)
+            wholes[column] = ids_of(tokenizer, dialogues, given)
         for place, prompt in enumerate(prompts):
             shared = len(commonprefix([prompt, *(whole[place] for whole in wholes.values())]))
             answers = {column: whole[place][shared:] for column, whole in wholes.items()}
             origin = batch["origin"][place] if "origin" in batch else ""
-            yield Row(origin, prompt[:shared], answers, shared == len(prompt))
+            differ = columns[0][place] != columns[-1][place]
+            yield Row(origin, prompt[:shared], answers, shared == len(prompt), differ)
+
+
+def options(batch: dict[str, list]) -> list[dict]:
+    """What the chat template is given beside the messages of each row of a batch, as TRL gives it."""
+    none = [None] * len(next(iter(batch.values())))
+    both = zip(batch.get("tools", none), batch.get("chat_template_kwargs", none), strict=True)
+    return [({"tools": tools} if tools else {}) | (given or {}) for tools, given in both]
 
 
 def sequences(row: Row, max_length: int | None) -> list[tuple[list[int], int]]:
@@ -75,20 +85,24 @@ def sequences(row: Row, max_length: int | None) -> list[tuple[list[int], int]]:
     return [((row.prompt + ids)[:max_length], len(row.prompt)) for ids in row.answers.values()]
 
 
-def ids_of(tokenizer: PreTrainedTokenizerBase, dialogues: list[list[dict]], **options: object) -> list[list[int]]:
-    """The token ids of each dialogue under the chat template."""
-    return tokenizer.apply_chat_template(dialogues, tokenize=True, return_dict=True, **options)["input_ids"]
+def ids_of(
+    tokenizer: PreTrainedTokenizerBase, dialogues: list[Messages], given: list[dict], **more: object
+) -> list[list[int]]:
+    """The token ids of each dialogue under the chat template, which is given the `options` of its row."""
+    if any(given):
+        return [token_ids(tokenizer, each, **own, **more) for each, own in zip(dialogues, given, strict=True)]
+    return tokenizer.apply_chat_template(dialogues, tokenize=True, return_dict=True, **more)["input_ids"]
 
 
 def accepted(rows: Dataset, kind: str, tokenizer: PreTrainedTokenizerBase, findings: Findings) -> Dataset:
-    """The rows that the chat template takes, found by rendering one row of each order of roles."""
-    verdicts: dict[tuple[str, ...], str | None] = {}
+    """The rows that the chat template takes, found by rendering one row of each order of turns."""
+    verdicts: dict[tuple, str | None] = {}
     kept = []
-    for place, (origin, dialogues) in enumerate(dialogues_of(rows, kind)):
-        orders = [tuple(message["role"] for message in dialogue) for dialogue in dialogues]
+    for place, (origin, dialogues, given) in enumerate(dialogues_of(rows, kind)):
+        orders = [(*map(looks, dialogue), *sorted(given)) for dialogue in dialogues]
         for order, dialogue in zip(orders, dialogues, strict=True):
             if order not in verdicts:
-                verdicts[order] = refusal(tokenizer, dialogue)
+                verdicts[order] = refusal(tokenizer, dialogue, given)
         refused = [verdicts[order] for order in orders if verdicts[order] is not None]
         if refused:
             findings.add("template_refuses", [origin], refused[0])
@@ -97,22 +111,30 @@ def accepted(rows: Dataset, kind: str, tokenizer: PreTrainedTokenizerBase, findi
     return rows.select(kept) if len(kept) < len(rows) else rows
 
 
-def dialogues_of(rows: Dataset, kind: str) -> Iterator[tuple[str, list[Messages]]]:
-    """(origin, prompt + answer for each answer) of every row, read by batches."""
+def looks(turn: dict) -> str | tuple:
+    """What of a turn a template may refuse: its role, the fields that it has, how many tools it calls."""
+    if len(turn) == 2 and turn.get("content") is not None:
+        return turn["role"]
+    calls = turn.get("tool_calls")
+    return turn["role"], *sorted(turn), turn.get("content") is None, len(calls) if isinstance(calls, list) else 0
+
+
+def dialogues_of(rows: Dataset, kind: str) -> Iterator[tuple[str, list[Messages], dict]]:
+    """(origin, prompt + answer for each answer, options) of every row, read by batches."""
     for batch in rows.iter(1000):
         columns = [batch[name] for name in ("prompt", *ANSWERS[kind])]
         origins = batch.get("origin", [""] * len(batch["prompt"]))
-        for origin, prompt, *answers in zip(origins, *columns, strict=True):
-            yield origin, [prompt + answer for answer in answers]
+        for origin, given, prompt, *answers in zip(origins, options(batch), *columns, strict=True):
+            yield origin, [prompt + answer for answer in answers], given
 
 
-def refusal(tokenizer: PreTrainedTokenizerBase, dialogue: Messages) -> str | None:
+def refusal(tokenizer: PreTrainedTokenizerBase, dialogue: Messages, given: dict) -> str | None:
     """What the chat template says against a dialogue; None where it takes it."""
     try:
-        tokenizer.apply_chat_template(dialogue, tokenize=False)
+        tokenizer.apply_chat_template(dialogue, tokenize=False, **given)
         return None
-    except (TemplateError, ValueError) as error:
-        return str(error).splitlines()[0]
+    except (TemplateError, ValueError, TypeError, AttributeError, KeyError) as error:
+        return str(error).splitlines()[0] or type(error).__name__
 
 
 def answered(
@@ -129,18 +151,17 @@ def answered(
     return rows.select([place for place, row in found if len(row.prompt) < max_length]) if lost else rows
 
 
+def spread_over(rows: Dataset, limit: int | None) -> Dataset:
+    """Up to `limit` rows, spread over the set; None: all."""
+    if limit is None or limit >= len(rows):
+        return rows
+    return rows.select(np.linspace(0, len(rows) - 1, limit).round().astype(int))
+
+
 def check(
-    rows: Dataset,
-    kind: str,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None,
-    findings: Findings,
-    limit: int | None,
+    picks: Dataset, kind: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None, findings: Findings
 ) -> TokenFigures:
-    """Look at the tokens of `limit` rows spread over the set (None: all); what is found goes into `findings`."""
-    picks = rows
-    if limit is not None and limit < len(rows):
-        picks = rows.select(np.linspace(0, len(rows) - 1, limit).round().astype(int))
+    """Look at the tokens of some rows; what is found goes into `findings`."""
     names, counts = ("prompt", *ANSWERS[kind]), []
     ends, shown, most = set(stop_tokens(tokenizer)), None, max_length or np.iinfo(np.int64).max
     for row in tokenized(picks, kind, tokenizer):
@@ -149,12 +170,15 @@ def check(
         counts.append([len(row.prompt), *map(len, row.answers.values())])
         shown = row if shown is None or shown.longest > 200 > row.longest else shown
     columns = dict(zip(names, np.array(counts, dtype=int).reshape(-1, len(names)).T, strict=True))
+    alike = findings.found.get("alike_in_template")
+    if alike and alike.count == len(picks):
+        findings.add("nothing_differs", count=len(picks), of=len(picks))
     if len(picks) and (columns["prompt"] >= most).all():
         findings.add("nothing_left", count=len(picks), of=len(picks))
     special_tokens(picks, kind, tokenizer, findings)
     long_tail(picks, columns, most, findings)
     example = decoded(shown, tokenizer, most) if shown else {}
-    return TokenFigures(len(picks), len(rows), max_length, columns, shown.origin if shown else "", example)
+    return TokenFigures(len(picks), len(picks), max_length, columns, shown.origin if shown else "", example)
 
 
 def faults(
@@ -166,6 +190,8 @@ def faults(
     begin = (row.prompt + next(iter(row.answers.values())))[:2]
     if tokenizer.bos_token_id is not None and begin == [tokenizer.bos_token_id] * 2:
         yield "double_bos", ""
+    if kind == PAIRS and row.differ and len(set(map(tuple, row.answers.values()))) == 1:
+        yield "alike_in_template", ""
     open_ended = [column for column, ids in row.answers.items() if not ends & set(ids[-TAIL:])]
     if open_ended:
         yield "missing_eos", open_ended[0]
@@ -182,8 +208,8 @@ def special_tokens(rows: Dataset, kind: str, tokenizer: PreTrainedTokenizerBase,
     """Rows whose text holds a special token, which tokenizers turn into the token itself."""
     tokens = sorted(filter(None, tokenizer.all_special_tokens), key=len, reverse=True)
     marks = re.compile("|".join(map(re.escape, tokens)) or "(?!)")
-    for origin, dialogues in dialogues_of(rows, kind):
-        found = (marks.search(message["content"]) for dialogue in dialogues for message in dialogue)
+    for origin, dialogues, _ in dialogues_of(rows, kind):
+        found = (marks.search(said(message)) for dialogue in dialogues for message in dialogue)
         if hit := next(filter(None, found), None):
             findings.add("special_tokens_in_text", [origin], repr(hit[0]), of=len(rows))
 

@@ -1,7 +1,8 @@
 """The three forms that trainers take, the ways from one kind of data to another, and mixtures.
 
 paired: {id, prompt, chosen, rejected}; unpaired: {id, prompt, completion, label}; demonstrations: {id, prompt,
-completion}. Beside them every row keeps `origin`, the file and line that it came from.
+completion}. Beside them every row keeps `origin`, the file and line that it came from, `tools` and
+`chat_template_kwargs`.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,19 +10,20 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 import xxhash
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Features, Value, concatenate_datasets
 
 from preftune.data.findings import DataError, Findings
-from preftune.data.messages import Messages
-from preftune.data.shapes import DEMONSTRATIONS, LABELLED, PAIRS
+from preftune.data.messages import Messages, said
+from preftune.data.shapes import ANSWERS, DEMONSTRATIONS, LABELLED, PAIRS
 
 PAIRED, UNPAIRED, SHOWN = "paired", "unpaired", "demonstrations"
+BESIDE = ("tools", "chat_template_kwargs")  # what the chat template is given beside the messages
 KINDS = {PAIRED: PAIRS, UNPAIRED: LABELLED, SHOWN: DEMONSTRATIONS}  # what the rows of a view are
 
 
 def key(prompt: Messages) -> int:
     """A number for a prompt, whatever its letters' case and its white space: equal for prompts that are the same."""
-    text = "\x1e".join(message["role"] + "\x1f" + " ".join(message["content"].lower().split()) for message in prompt)
+    text = "\x1e".join(message["role"] + "\x1f" + " ".join(said(message).lower().split()) for message in prompt)
     return xxhash.xxh3_64_intdigest(text.encode())
 
 
@@ -42,9 +44,16 @@ def unpair(rows: Dataset, _: Findings) -> Dataset:
             "prompt": [prompt for prompt in batch["prompt"] for _ in sides],
             "completion": [batch[side][place] for place in range(len(batch["id"])) for side, _ in sides],
             "label": [label for _ in batch["id"] for _, label in sides],
-        }
+        } | {name: [each for each in batch[name] for _ in sides] for name in BESIDE if name in batch}
 
-    return rows.map(split, batched=True, remove_columns=rows.column_names)
+    features = {name: rows.features[name] for name in rows.column_names if name not in ANSWERS[PAIRS]}
+    features |= {"completion": rows.features["chosen"], "label": Value("bool")}
+    return rows.map(split, batched=True, remove_columns=rows.column_names, features=Features(features))
+
+
+def without_empty(rows: Dataset) -> Dataset:
+    """The rows without the columns that no row has a value in: tools and template arguments are rare."""
+    return rows.remove_columns([name for name in BESIDE if name in rows.features and not any(rows[name])])
 
 
 def ordered(rows: Dataset, wanted: str, seed: int) -> Dataset:
@@ -101,7 +110,8 @@ def pair_up(rows: Dataset, findings: Findings) -> Dataset:
     if len(left):
         findings.add("unmatched_labels", rows.select(left[:3])["origin"], count=len(left), of=len(rows))
     pairs = rows.select(chosen).remove_columns("label").rename_column("completion", "chosen")
-    return pairs.add_column("rejected", rows.select(rejected)["completion"][:], feature=rows.features["completion"])
+    worse = rows.select(rejected).select_columns(["completion"]).rename_column("completion", "rejected")
+    return concatenate_datasets([pairs, worse], axis=1)
 
 
 WAYS: dict[tuple[str, str], Callable[[Dataset, Findings], Dataset]] = {
@@ -119,7 +129,7 @@ def view(rows: Dataset, kind: str, wanted: str, findings: Findings) -> Dataset:
     if (kind, wanted) not in WAYS:
         raise DataError(
             f"the data holds {kind}, and this loss wants {wanted} rows. Demonstrations teach SFT alone: "
-            "python -m recipes.sft"
+            "python -m recipes.sft; a column of grades (stars) labels answers with data.good_at=4"
         )
     return WAYS[kind, wanted](rows, findings)
 

@@ -176,7 +176,7 @@ def drift(loaded: Loaded, data: HeldOut, cfg: DictConfig, bf16: bool) -> dict:
     """KL(policy ‖ reference) by sampling, in nats; null where no prompts are wanted for it."""
     if not cfg.kl_prompts:
         return {"kl": None, "kl_error": None, "kl_per_token": None, "kl_tokens": None}
-    prompts = data.pairs[: cfg.kl_prompts]["prompt"]
+    prompts = generation.prompts(data.pairs, cfg.kl_prompts)
     drawn = sampled(loaded.model, loaded.tokenizer, prompts, cfg.max_new_tokens, bf16, cfg.seed)
     found = divergence(loaded.model, loaded.reference, drawn, bf16)
     return {"kl": found.answer, "kl_error": found.error, "kl_per_token": found.token, "kl_tokens": found.tokens}
@@ -204,7 +204,7 @@ def answers(
 ) -> list[tuple[list[dict], str]]:
     """(prompt, greedy answer) of a model for the first prompts, as many as are shown or judged."""
     wanted = max(cfg.generations, cfg.judged_prompts if cfg.judge else 0)
-    prompts = data.pairs[:wanted]["prompt"] if wanted else []
+    prompts = generation.prompts(data.pairs, wanted) if wanted else []
     return list(zip(prompts, generation.answers(model, tokenizer, prompts, cfg.max_new_tokens), strict=True))
 
 

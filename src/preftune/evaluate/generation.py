@@ -5,14 +5,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from preftune.data.token_checks import options
 from preftune.models.tokenizer import stop_tokens, token_ids
 
 BATCH = 32  # prompts: a small model reads its weights for each token, however many answers it draws
 # The model's own distribution and nothing else: no cut of the tail, no penalty, whatever its generation config says
 PLAIN_SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+
+
+class Prompt(list):
+    """The messages of a prompt, with what the chat template is given beside them (tools, arguments)."""
+
+    def __init__(self, messages: list[dict], options: dict):
+        super().__init__(messages)
+        self.options = options
+
+
+def prompts(rows: Dataset, count: int | None = None) -> list[Prompt]:
+    """The prompts of the first `count` rows (None: of all), to be answered as the trainer renders them."""
+    batch = rows[:count]
+    return [Prompt(*each) for each in zip(batch["prompt"], options(batch), strict=True)]
 
 
 def answers(
@@ -51,10 +67,13 @@ def generated(
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[dict]],
     max_new_tokens: int,
-    **options: object,
+    **sampling: object,
 ) -> list[tuple[list[int], list[int]]]:
     """(prompt, answer) in tokens for each prompt of a batch; an answer is cut behind its end."""
-    rows = [token_ids(tokenizer, prompt, add_generation_prompt=True) for prompt in prompts]
+    beside = [getattr(prompt, "options", {}) for prompt in prompts]
+    rows = [
+        token_ids(tokenizer, list(p), add_generation_prompt=True, **o) for p, o in zip(prompts, beside, strict=True)
+    ]
     length, ends = max(map(len, rows)), stop_tokens(tokenizer)
     ids = torch.tensor([[tokenizer.pad_token_id] * (length - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
@@ -67,7 +86,7 @@ def generated(
         use_cache=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=ends,
-        **options,
+        **sampling,
     )
     model.train(training)
     new = output[:, length:].tolist()

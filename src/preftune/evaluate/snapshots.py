@@ -26,7 +26,7 @@ def take_snapshot(name: str, trainer: Trainer, data: Data, cfg: DictConfig) -> S
         return None
     tokenizer = trainer.processing_class
     fused = getattr(trainer, "packed", False)
-    prompts = data.eval_pairs[: cfg.samples]["prompt"]
+    prompts = generation.prompts(data.eval_pairs, cfg.samples)
     with sharding.whole(trainer.model):
         scores = pairs.score(
             trainer.model, tokenizer, data.eval_pairs, cfg.train.max_length, bool(cfg.hardware.bf16), fused

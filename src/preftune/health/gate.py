@@ -5,6 +5,7 @@ import math
 from datasets import Dataset
 from omegaconf import DictConfig
 
+from preftune.data.messages import said
 from preftune.evaluate.pairs import PairScores
 from preftune.health.findings import Finding
 
@@ -29,7 +30,7 @@ def perplexity_gate(scores: PairScores, pairs: Dataset, settings: DictConfig) ->
         "outliers": [
             {
                 "prompt": pairs[row]["prompt"][-1]["content"],
-                "chosen": pairs[row]["chosen"][-1]["content"],
+                "chosen": said(pairs[row]["chosen"][-1]),
                 "logps_per_token": per_token,
             }
             for row, per_token in far[:LISTED]

@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from preftune.config.errors import advice
+from preftune.data.views import BESIDE
 from preftune.health.findings import Finding, Findings, Proof
 from preftune.models.tokenizer import PROBE, token_ids
 
@@ -126,7 +127,8 @@ def check_reference(trainer: Trainer) -> Iterator[Finding | Proof]:
 def check_loss(trainer: Trainer) -> Iterator[Finding | Proof]:
     """A loss of the first batch that is not the constant that log-ratios of 0 give."""
     args = trainer.args
-    types = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
+    given = getattr(args, "loss_type", None)  # ORPO has none
+    types = given if isinstance(given, list) else [given]
     unknown = getattr(args, "use_weighting", False) or any(name not in AT_START for name in types)
     if unknown or getattr(trainer, "logratios_per_token", None) is None or not trainer.starts_as_reference:
         return
@@ -178,7 +180,8 @@ def without_weights(trainer: Trainer, loss: float) -> float:
 def check_mask(trainer: Trainer, inputs: dict) -> Iterator[Finding | Proof]:
     """Scored tokens that are no answer: none, not in one piece, not behind the prompt, without the answer's end."""
     rows = [] if scores_otherwise(trainer.args) else list(scored_rows(inputs))
-    opening = opening_of_answers(trainer.processing_class)
+    given = set(BESIDE) & set(getattr(trainer.train_dataset, "column_names", None) or ())
+    opening = [] if given else opening_of_answers(trainer.processing_class)
     one_piece = "labels" not in inputs  # a demonstration may have several answers
     for row, (ids, scored) in enumerate(rows):
         for value, what in mask_errors(ids, scored, one_piece, opening, trainer.processing_class):

@@ -80,7 +80,10 @@ def sample(progress: Progress, data: Data, tokenizer: PreTrainedTokenizerBase, n
     rows = []
     for i, prompt in enumerate(prompts):
         answers = texts[i * settings.answers : (i + 1) * settings.answers]
-        rows.append({"prompt": prompt, "answers": answers, "scores": score(prompt, answers)})
+        given = dict(prompt.options)
+        beside = {"tools": given.pop("tools", None), "chat_template_kwargs": given}
+        beside = {name: value for name, value in beside.items() if value}
+        rows.append({"prompt": prompt, "answers": answers, "scores": score(prompt, answers)} | beside)
     pairs = [pair for row in rows if (pair := best_against_worst(row, settings.length_ratio))]
     if not pairs and number <= settings.number:
         raise ScoringError(
@@ -101,9 +104,9 @@ def sample(progress: Progress, data: Data, tokenizer: PreTrainedTokenizerBase, n
     return found
 
 
-def unique(rows: Dataset) -> list[list[dict]]:
+def unique(rows: Dataset) -> list[generation.Prompt]:
     """The prompts of a set, each once, in its order."""
-    return [json.loads(text) for text in dict.fromkeys(json.dumps(row["prompt"]) for row in rows)]
+    return list({json.dumps([prompt, prompt.options]): prompt for prompt in generation.prompts(rows)}.values())
 
 
 def best_against_worst(row: dict, length_ratio: float) -> dict | None:
@@ -121,11 +124,10 @@ def best_against_worst(row: dict, length_ratio: float) -> dict | None:
     if not candidates:
         return None
     _, chosen, rejected = max(candidates, key=lambda candidate: candidate[0])
-    return {
-        "prompt": row["prompt"],
-        "chosen": [{"role": "assistant", "content": chosen}],
-        "rejected": [{"role": "assistant", "content": rejected}],
+    sides = {
+        side: [{"role": "assistant", "content": text}] for side, text in (("chosen", chosen), ("rejected", rejected))
     }
+    return {name: value for name, value in row.items() if name not in ("answers", "scores")} | sides
 
 
 def write_rows(path: Path, rows: Iterable[dict]) -> None:

@@ -8,7 +8,8 @@ from datasets import Dataset
 from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
-from preftune.data.token_checks import ids_of
+from preftune.data.messages import said
+from preftune.data.token_checks import ids_of, options
 from preftune.fastpath.packed import place
 
 LOOKED_AT = 192  # rows that are tokenized, spread over the set, beside the longest by their characters
@@ -73,30 +74,29 @@ def assumed(data: DictConfig, view: str, max_length: int) -> Rows:
 
 
 def _characters(train: Dataset, view: str) -> np.ndarray:
-    """Bytes of every row's messages, shape (rows,), without a Python object a message."""
+    """Bytes of every row's messages as they are stored, shape (rows,), without a Python object per message."""
     size = np.zeros(len(train), dtype=np.int64)
     for name in ("prompt", *ANSWERS[view]):
-        parts = []
-        for table in train.select_columns([name]).with_format("arrow").iter(10_000):
-            column = table[name].combine_chunks()
-            texts = pc.binary_length(pc.struct_field(column.flatten(), "content")).to_numpy(zero_copy_only=False)
-            ends = np.cumsum(pc.list_value_length(column).to_numpy(zero_copy_only=False))
-            parts.append(np.diff(np.concatenate([[0], np.cumsum(texts)])[np.concatenate([[0], ends])]))
+        tables = train.select_columns([name]).with_format("arrow").iter(10_000)
+        parts = [pc.binary_length(table[name].combine_chunks().storage).to_numpy() for table in tables]
         size += np.concatenate(parts).astype(np.int64)
     return size
 
 
 def _lengths(rows: Dataset, view: str, tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
     if tokenizer is None:
-        told = [[sum(len(m["content"]) for m in row[name]) for name in ("prompt", *ANSWERS[view])] for row in rows]
+        told = [
+            [sum(len(said(message)) for message in row[name]) for name in ("prompt", *ANSWERS[view])] for row in rows
+        ]
         found = np.ceil(np.array(told) / CHARACTERS).astype(int)
         return found[:, 0] + TEMPLATE, found[:, 1:] + 2
     columns = rows[:]
-    prompts = np.array([len(ids) for ids in ids_of(tokenizer, columns["prompt"], add_generation_prompt=True)])
+    given = options(columns)
+    prompts = np.array([len(ids) for ids in ids_of(tokenizer, columns["prompt"], given, add_generation_prompt=True)])
     answers = []
     for name in ANSWERS[view]:
         dialogues = [prompt + answer for prompt, answer in zip(columns["prompt"], columns[name], strict=True)]
-        answers.append([len(ids) for ids in ids_of(tokenizer, dialogues)] - prompts)
+        answers.append([len(ids) for ids in ids_of(tokenizer, dialogues, given)] - prompts)
     return prompts, np.maximum(np.stack(answers, axis=1), 1)
 
 

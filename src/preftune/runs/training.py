@@ -19,6 +19,7 @@ from preftune.config.hardware import peak_memory_gb, resident_gb
 from preftune.config.processes import main_process, sharding_engine, world_size
 from preftune.config.stages import SELECTIVE
 from preftune.data.load import Data
+from preftune.evaluate import generation
 from preftune.evaluate.snapshots import Snapshot, last_evaluation, summarize, take_snapshot
 from preftune.fastpath.checkpointing import keep_products
 from preftune.health.end import EndProofs
@@ -292,7 +293,7 @@ def watch(run: Run, trainer: Trainer, data: Data, start: Snapshot | None) -> Mon
         Seal(trainer),
     ]
     if run.cfg.sample_steps and start is not None:
-        prompts = data.eval_pairs[: run.cfg.samples]["prompt"]
+        prompts = generation.prompts(data.eval_pairs, run.cfg.samples)
         callbacks.append(Samples(run, monitor, trainer.processing_class, prompts, start.answers))
     for callback in callbacks:
         trainer.add_callback(callback)

@@ -8,8 +8,9 @@ from omegaconf import DictConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune.data.load import Data
+from preftune.data.messages import said
 from preftune.data.shapes import ANSWERS
-from preftune.data.token_checks import ids_of
+from preftune.data.token_checks import ids_of, options
 from preftune.models.load import ModelError
 from preftune.models.tokenizer import PROBE
 
@@ -51,7 +52,7 @@ def lengths(tokenizer: PreTrainedTokenizerBase, data: Data) -> Iterator[int]:
         for batch in rows.iter(1000) if isinstance(rows, Dataset) else ():
             for column in batch.keys() & set(sum(ANSWERS.values(), ())):
                 dialogues = [prompt + answer for prompt, answer in zip(batch["prompt"], batch[column], strict=True)]
-                yield from map(len, ids_of(tokenizer, dialogues))
+                yield from map(len, ids_of(tokenizer, dialogues, options(batch)))
 
 
 def require_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cfg: DictConfig, data: Data) -> None:
@@ -78,7 +79,7 @@ def met(tokens: list[str], data: Data) -> list[str]:
     for rows in (data.train, data.eval):
         for row in rows if isinstance(rows, Dataset) else ():  # a stream is not read twice
             for column in ("prompt", *dict.fromkeys(sum(ANSWERS.values(), ()))):
-                text = "".join(message["content"] or "" for message in row.get(column) or ())
+                text = "".join(map(said, row.get(column) or ()))
                 if found := [token for token in tokens if token in text]:
                     return found
     return []

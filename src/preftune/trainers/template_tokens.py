@@ -6,6 +6,8 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 from trl import DPOTrainer
 
+from preftune.data.views import BESIDE
+
 
 class TemplateTokens:
     """Mixin for trl's ORPOTrainer and CPOTrainer, which add a BOS and an EOS by looking at the first and last token.
@@ -49,4 +51,4 @@ def tokenized(
             }
         return found
 
-    return rows.map(sides, remove_columns=rows.column_names)
+    return rows.map(sides, remove_columns=[name for name in rows.column_names or () if name not in BESIDE])
