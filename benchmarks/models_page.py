@@ -38,7 +38,7 @@ def page(rows: list[dict]) -> str:
     trains = [cell for cell in built if cell[1] != "no"]
     ours = [cell for cell in trains if cell[2] != "no"]
     equal = [cell for cell in ours if cell[3] == "yes"]
-    forms = {form: sum(cell[4].split("; ")[-1] == form for cell in ours) for form in ("packed", "forked")}
+    forms = {form: sum(cell[4].split("; ")[-1] == form for cell in ours) for form in ("packed", "forked", "rows")}
     return "\n".join(
         [
             "# Models",
@@ -52,7 +52,7 @@ def page(rows: list[dict]) -> str:
             "",
             f"Of {len(cells)} architectures {len(text)} are text models and {len(built)} could be built small; "
             f"TRL trains {len(trains)} of them, preftune {len(ours)} of these, {len(equal)} with TRL's numbers; "
-            f"{forms['packed']} are packed and {forms['forked']} forked (docs/fastpath.md).",
+            f"{forms['packed']} are packed, {forms['forked']} forked and {forms['rows']} take the form rows (docs/fastpath.md).",
             "",
             "| architecture | trains with TRL | with preftune | equal | form of the fast path, or why none; errors |",
             "|---|---|---|---|---|",

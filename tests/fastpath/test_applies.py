@@ -16,21 +16,17 @@ from preftune.fastpath import trainer_class
 NAMES = {"vocab_size": SIZES["vocab_size"], "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
 SMALL = NAMES | {"hidden_size": 32, "num_hidden_layers": 2}
 CASES = {
-    "gives other hidden states so": lambda: MambaConfig(**SMALL, state_size=4),
-    "keeps no cache that can be copied": lambda: OpenAIGPTConfig(
-        vocab_size=SIZES["vocab_size"], n_embd=32, n_layer=1, n_head=4
-    ),
+    "states that cannot be continued": lambda: MambaConfig(**SMALL, state_size=4),
+    "no cache": lambda: OpenAIGPTConfig(vocab_size=SIZES["vocab_size"], n_embd=32, n_layer=1, n_head=4),
 }
 
 
-@pytest.mark.parametrize("reason", CASES)
-def test_a_model_without_a_form_takes_trls_path(reason, trainers, pairs, capsys):
+@pytest.mark.parametrize("kind", CASES)
+def test_a_model_that_cannot_share_prompts_runs_its_rows_as_they_are(kind, trainers, pairs):
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CASES[reason]())
+    model = AutoModelForCausalLM.from_config(CASES[kind]())
     plain, ours = trainers(DPOTrainer, DPOConfig, model, pairs, ref_model=model)
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Fast forward off")]
-    assert len(said) == 1 and reason in said[0]
-    assert ours.form is None
+    assert ours.form == "rows"
     batch = batch_of(plain)
     assert close(outcome(ours, batch)[0], outcome(plain, batch)[0])
 
@@ -63,7 +59,7 @@ def test_a_model_that_reads_masks_in_its_own_way_is_found_out(trainers, pairs, m
     for layer in model.model.layers:
         layer.self_attn.forward = ignoring_masks(layer.self_attn.forward)
     form, reason = choose(model, ours)
-    assert form is None and reason.count("LlamaForCausalLM gives other hidden states so") == 2
+    assert form == "rows" and reason == ""
 
 
 def ignoring_masks(forward):

@@ -50,7 +50,7 @@ KINDS = {
     "tracking.report_to": "Literal['wandb', 'trackio', 'none']",
     "tracking.group": "str | None",
     "tracking.run_name": "str | None",
-    "fastpath.form": "Literal['packed', 'forked', 'off'] | None",
+    "fastpath.form": "Literal['packed', 'forked', 'rows', 'off'] | None",
     "fastpath.tokens_per_batch": "int | None",
     "fastpath.reference_cache": "str | None",
 }

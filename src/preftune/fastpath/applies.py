@@ -14,11 +14,11 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from preftune.config.errors import brief
-from preftune.fastpath import forked, packed
+from preftune.fastpath import forked, packed, rows
 from preftune.fastpath.layout import IGNORED, Layout, read_rows
 
 # In the order tried; each has why_not, lay_out_for and run
-FORMS: dict[str, ModuleType] = {"packed": packed, "forked": forked}
+FORMS: dict[str, ModuleType] = {"packed": packed, "forked": forked, "rows": rows}
 # What TRL's text trainers give to the model's forward; anything else (images, token types, positions) keeps TRL's own
 INPUTS = {
     *("input_ids", "attention_mask", "use_cache", "return_dict", "output_attentions", "output_hidden_states"),
@@ -97,7 +97,7 @@ def _why_not_probe(model: PreTrainedModel, form: ModuleType, trainer: Trainer) -
     for row, tokens in enumerate(pairs):
         ids[row, : len(tokens)], seen[row, : len(tokens)] = torch.tensor(tokens), 1
     ids = ids % model.config.get_text_config().vocab_size
-    rows = read_rows(ids, ids.masked_fill(seen == 0, IGNORED), pairs=True)
+    batch = read_rows(ids, ids.masked_fill(seen == 0, IGNORED), pairs=True)
 
     def theirs(layout: Layout) -> torch.Tensor:
         outputs = model.base_model(input_ids=ids, attention_mask=seen, use_cache=False)
@@ -107,7 +107,7 @@ def _why_not_probe(model: PreTrainedModel, form: ModuleType, trainer: Trainer) -
         return form.run(backbone(model), layout).hidden[layout.source[layout.scored]]
 
     try:
-        layout = form.lay_out_for(backbone(model), rows)
+        layout = form.lay_out_for(backbone(model), batch)
         with probing(model, checkpointed=trainer.args.gradient_checkpointing):
             expected, found = (with_gradients(model, partial(run, layout)) for run in (theirs, ours))
     except Exception as error:  # whatever a model of unknown code raises, TRL's path remains

@@ -72,8 +72,9 @@ def lay_out_for(backbone: PreTrainedModel, rows: Rows) -> Forked:
 def run(backbone: PreTrainedModel, layout: Forked, **options: object) -> SimpleNamespace:
     """`hidden` (N, width) of every token that is run, and `router_logits` where they are asked for."""
     pairs, before = layout.prompt_ids.shape
-    if not before:
-        return joined([call(backbone, layout.answer_ids, layout.starts, attention_mask=layout.answer_seen, **options)])
+    if not before:  # as TRL calls it: where the positions begin is the model's own affair
+        inputs = {"input_ids": layout.answer_ids, "attention_mask": layout.answer_seen, "use_cache": False}
+        return joined([backbone(**inputs, **options)])
     cache, taken = DynamicCache(config=backbone.config), inspect.signature(backbone.forward).parameters
     options |= {next(name for name in CACHE_NAMES if name in taken): cache, "use_cache": True}
     with replayed(backbone, cache):
@@ -96,7 +97,7 @@ def call(backbone: PreTrainedModel, ids: torch.Tensor, starts: torch.Tensor, **g
     """Run `ids` (rows, columns) at the positions that begin with `starts`; those below 0 are padding."""
     if "position_ids" in inspect.signature(backbone.forward).parameters:
         given["position_ids"] = (starts[:, None] + torch.arange(ids.shape[1], device=ids.device)).clamp(min=0)
-    return backbone(input_ids=ids, **{"use_cache": False} | given)
+    return backbone(input_ids=ids, **given)
 
 
 def joined(outputs: list) -> SimpleNamespace:

@@ -1,0 +1,29 @@
+"""Rows as TRL runs them, without their last tokens, and the head on what is learned alone: for a model without a form.
+
+Off GPUs TRL's head scores every position, prompts and padding among them; on a GPU this saves nothing.
+"""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from preftune.fastpath import forked
+from preftune.fastpath.forked import Forked
+from preftune.fastpath.layout import Rows
+
+
+def why_not(model: PreTrainedModel, backbone: PreTrainedModel) -> str | None:
+    """Nothing speaks against it but the probe."""
+    return None
+
+
+def lay_out_for(backbone: PreTrainedModel, rows: Rows) -> Forked:
+    """A batch in which nothing is shared, on the device of `backbone`."""
+    return forked.lay_out_for(backbone, replace(rows, shared=np.zeros_like(rows.shared)))
+
+
+def run(backbone: PreTrainedModel, layout: Forked, **options: object) -> SimpleNamespace:
+    """`hidden` (N, width) of every token that is run, and `router_logits` where they are asked for."""
+    return forked.run(backbone, layout, **options)
