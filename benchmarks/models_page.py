@@ -52,7 +52,8 @@ def page(rows: list[dict]) -> str:
             "",
             f"Of {len(cells)} architectures {len(text)} are text models and {len(built)} could be built small; "
             f"TRL trains {len(trains)} of them, preftune {len(ours)} of these, {len(equal)} with TRL's numbers; "
-            f"{forms['packed']} are packed, {forms['forked']} forked and {forms['rows']} take the form rows (docs/fastpath.md).",
+            f"{forms['packed']} are packed, {forms['forked']} forked, {forms['rows']} take the form rows "
+            "(docs/fastpath.md).",
             "",
             "| architecture | trains with TRL | with preftune | equal | form of the fast path, or why none; errors |",
             "|---|---|---|---|---|",
