@@ -13,8 +13,10 @@ from transformers import PreTrainedModel, Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+import preftune.fastpath.forked as forked
+import preftune.fastpath.packed as packed
+import preftune.fastpath.rows as rows
 from preftune.config.errors import brief
-from preftune.fastpath import forked, packed, rows
 from preftune.fastpath.layout import IGNORED, Layout, read_rows
 
 # In the order tried; each has why_not, lay_out_for and run

@@ -1,13 +1,11 @@
 """The mask of a packed batch, in the form that the model's attention takes."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedConfig
 
-if TYPE_CHECKING:
-    from preftune.fastpath.packed import Packed
+from preftune.fastpath.layout import Packed
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names of the two kinds of layer
 IMPLEMENTATIONS = ("sdpa", "eager", "flex_attention")  # those that take a mask of any pattern
@@ -21,7 +19,7 @@ def row_multiple(config: PreTrainedConfig, device: torch.device) -> int:
     return 8 if device.type == "cuda" else 1
 
 
-def sees(layout: "Packed", window: int | None = None) -> Callable:
+def sees(layout: Packed, window: int | None = None) -> Callable:
     """A function of (row, head, query, key) indices: whether that query attends to that key.
 
     It does where both are in one tree, the key is shared or in the query's own branch, and in the row that TRL would
@@ -38,7 +36,7 @@ def sees(layout: "Packed", window: int | None = None) -> Callable:
     return visible
 
 
-def mask(layout: "Packed", implementation: str, dtype: torch.dtype, window: int | None = None) -> object:
+def mask(layout: Packed, implementation: str, dtype: torch.dtype, window: int | None = None) -> object:
     """What to give as `attention_mask`: a (R, 1, C, C) boolean or additive tensor, or flex_attention's BlockMask."""
     rows, columns = layout.tree.shape
     device = layout.tree.device
@@ -55,7 +53,7 @@ def mask(layout: "Packed", implementation: str, dtype: torch.dtype, window: int 
     return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, torch.finfo(dtype).min)
 
 
-def masks(layout: "Packed", config: PreTrainedConfig, dtype: torch.dtype) -> object:
+def masks(layout: Packed, config: PreTrainedConfig, dtype: torch.dtype) -> object:
     """The mask of every layer: one where all layers are of a kind, else a dict of two by transformers' layer types."""
     implementation = config._attn_implementation
     window = getattr(config, "sliding_window", None)

@@ -35,6 +35,16 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Packed(Layout):
+    """A packed batch of R rows and C columns, N = R·C."""
+
+    input_ids: torch.Tensor  # (R, C)
+    position_ids: torch.Tensor  # (R, C), as in the row that the token came from
+    tree: torch.Tensor  # (R, C), the tree that a token belongs to; −1 is padding
+    branch: torch.Tensor  # (R, C), the row that a token came from, counted from 1; 0 where both rows of a pair share it
+
+
+@dataclass(frozen=True)
 class Rows:
     """A right-padded batch as arrays: what is run of each row, and how it begins.
 

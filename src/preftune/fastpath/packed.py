@@ -12,7 +12,6 @@ A batch without pairs has one row per tree. It needs layers of plain attention t
 
 import heapq
 import inspect
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,17 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from preftune.fastpath.attention import FULL, IMPLEMENTATIONS, SLIDING, masks, row_multiple
-from preftune.fastpath.layout import Layout, Rows, way_back
-
-
-@dataclass(frozen=True)
-class Packed(Layout):
-    """A packed batch of R rows and C columns, N = R·C."""
-
-    input_ids: torch.Tensor  # (R, C)
-    position_ids: torch.Tensor  # (R, C), as in the row that the token came from
-    tree: torch.Tensor  # (R, C), the tree that a token belongs to; −1 is padding
-    branch: torch.Tensor  # (R, C), the row that a token came from, counted from 1; 0 where both rows of a pair share it
+from preftune.fastpath.layout import Packed, Rows, way_back
 
 
 def why_not(model: PreTrainedModel, backbone: PreTrainedModel) -> str | None:

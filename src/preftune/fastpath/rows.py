@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 from transformers import PreTrainedModel
 
-from preftune.fastpath import forked
+import preftune.fastpath.forked as forked
 from preftune.fastpath.forked import Forked
 from preftune.fastpath.layout import Rows
 
