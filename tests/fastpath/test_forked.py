@@ -4,7 +4,7 @@ import pytest
 import torch
 from equality import assert_same, batch_of, close, outcome
 from peft import LoraConfig
-from tiny_models import VOCABULARY, tiny_model
+from tiny_models import FAMILIES, VOCABULARY, tiny_model
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
@@ -57,6 +57,13 @@ def test_experts_and_text_models_within_others_are_packed_and_equal_trl(kind, tr
     made = trainers(DPOTrainer, DPOConfig, random_model(kind), pairs, ref_model=random_model(kind, seed=1))
     assert made[1].form == "packed"
     assert_same(*made, gradients_to=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_can_be_forked_and_equals_trl(family, trainers, pairs):
+    """Windows shorter than a prompt among them."""
+    models = {"model": tiny_model(family), "ref_model": tiny_model(family, seed=1)}
+    assert_same(*trainers(DPOTrainer, DPOConfig, rows=pairs, form="forked", **models))
 
 
 @pytest.mark.parametrize("form", ["packed", "forked"])

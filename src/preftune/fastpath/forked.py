@@ -94,9 +94,10 @@ def run(backbone: PreTrainedModel, layout: Forked, **options: object) -> SimpleN
 
 
 def call(backbone: PreTrainedModel, ids: torch.Tensor, starts: torch.Tensor, **given: object) -> SimpleNamespace:
-    """Run `ids` (rows, columns) at the positions that begin with `starts`; those below 0 are padding."""
+    """Run `ids` (rows, columns) at the positions that begin with `starts`; padding is at 0, which every model has."""
     if "position_ids" in inspect.signature(backbone.forward).parameters:
-        given["position_ids"] = (starts[:, None] + torch.arange(ids.shape[1], device=ids.device)).clamp(min=0)
+        positions = starts[:, None] + torch.arange(ids.shape[1], device=ids.device)
+        given["position_ids"] = positions.where(given["attention_mask"][:, -ids.shape[1] :].bool(), 0)
     return backbone(input_ids=ids, **given)
 
 
