@@ -38,7 +38,9 @@ def page(rows: list[dict]) -> str:
     trains = [cell for cell in built if cell[1] != "no"]
     ours = [cell for cell in trains if cell[2] != "no"]
     equal = [cell for cell in ours if cell[3] == "yes"]
-    forms = {form: sum(cell[4].split("; ")[-1] == form for cell in ours) for form in ("packed", "forked", "rows")}
+    trained = [row for row in rows if "full" in row and any(row[way]["preftune"] for way in ("full", "lora"))]
+    said = [[*row["full"]["said"], *row["lora"]["said"]] for row in trained]
+    forms = {form: sum(f"Fast forward: {form}" in lines for lines in said) for form in ("packed", "forked", "rows")}
     return "\n".join(
         [
             "# Models",
