@@ -5,7 +5,7 @@ python -m benchmarks.fastpath                or: make bench          every case 
 
 Every path is a process of its own with the same model, data, batch size and seed. Its first epoch is planned as its
 trainer would draw it. Steps at even quantiles of what its batches cost are run, the paths taking turns, and timed;
-GFLOP are counted for all batches (benchmarks/flops.py). Seconds a pair are those of the timed steps for the GFLOP of
+GFLOP are counted for all batches (benchmarks/flops.py). Seconds per pair are those of the timed steps for the GFLOP of
 the whole epoch: what a batch costs differs much more than the speed at which it is computed. A first run adds the
 reference's log-probs of every pair, computed beforehand where the path does so. Peak memory is that of the largest
 timed step above the process at rest, with its model and data.
@@ -92,7 +92,7 @@ class Child:
 
 
 def run(case: Case, steps: dict[str, int]) -> dict[str, dict]:
-    """Every path of a case, in turns: what each needs a pair."""
+    """Every path of a case, in turns: what each needs per pair."""
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / "log.txt").open("w") as log, ExitStack() as stack:
         children = [stack.enter_context(Child(case, path, steps[path], log)) for path in PATHS]

@@ -64,7 +64,7 @@ def forwards(trainer, inputs: dict) -> list[Forward]:
 
 
 def features(trainer, inputs: dict, form: str | None) -> list[float]:
-    """What the cost of a step on these inputs is linear in, three numbers a forward.
+    """What the cost of a step on these inputs is linear in, three numbers per forward.
 
     `form`: as preftune lays them out in it; "alone": a pair at a time, without padding; None: as TRL does.
     """

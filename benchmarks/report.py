@@ -33,7 +33,7 @@ def number(value: float) -> str:
 
 
 def table(found: dict[str, dict]) -> str:
-    """A line a case and measure: every path's number, and how many times preftune's TRL's two are."""
+    """A line per case and measure: every path's number, and how many times preftune's TRL's two are."""
     heads = ["case", "", *NAMES.values(), "TRL ÷ preftune", "tuned ÷ preftune", "preftune ÷ limit"]
     lines = [f"| {' | '.join(heads)} |", "|---|---" + "|---:" * (len(heads) - 2) + "|"]
     for name, result in found.items():
@@ -47,7 +47,7 @@ def table(found: dict[str, dict]) -> str:
 
 
 def bars(title: str, groups: dict[str, dict[str, float]], unit: str) -> str:
-    """An SVG of horizontal bars, a group a case, a bar a path, each with its number."""
+    """An SVG of horizontal bars, a group per case, a bar per path, each with its number."""
     width, left, height, gap = 720, 150, 18, 14
     most = max(value for group in groups.values() for value in group.values())
     parts, y = [f'<text x="{left}" y="20" font-weight="bold">{title}, {unit}</text>'], 34

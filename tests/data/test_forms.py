@@ -339,6 +339,14 @@ def test_the_verdict_that_is_named_counts(loaded):
     assert loaded([row], verdict="safer_response_id").train[0]["chosen"] == BAD
 
 
+def test_grades_beside_two_answers_are_no_verdict_whatever_their_number(loaded):
+    rows = [
+        {"prompt": f"Why {grade}?", "response_1": "So.", "response_2": "No.", "preference": grade} for grade in (2, 6)
+    ]
+    with pytest.raises(DataError, match=r"unknown_label, 2: .*one of several grades"):
+        loaded(rows)
+
+
 def test_ties_make_no_pair_and_are_counted(loaded):
     rows = [{"prompt": f"Why {word}?", "winner": word} | SIDES for word in ("model_a", "tie", "tie (bothbad)", "a")]
     data = loaded(rows)

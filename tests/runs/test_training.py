@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from preftune.config.check import ConfigError
+from preftune.evaluate.snapshots import take_snapshot
+from preftune.models.load import load_tokenizer
 from preftune.runs.directory import RunError
 from preftune.runs.training import build_trainer, train
-from preftune.trainers.build import SettingsError, trainer_arguments
+from preftune.trainers.build import SettingsError, load_data, trainer_arguments
 
 CONF = Path(__file__).parents[2] / "conf"
 LOSSES = sorted(path.stem for path in (CONF / "loss").glob("*.yaml"))
@@ -231,3 +233,15 @@ def test_arguments_that_preftune_sets_by_itself_may_be_given(composed):
     trainer = build_trainer(composed("dpo", "+train.disable_tqdm=true", "+train.logging_first_step=false"))
     assert trainer.args.disable_tqdm and not trainer.args.logging_first_step
     assert build_trainer(composed("dpo")).args.logging_first_step
+
+
+@pytest.mark.parametrize("recipe", ["dpo", "orpo"])
+def test_held_out_pairs_are_scored_by_the_fast_forward(composed, recipe):
+    cfg = composed(recipe)
+    tokenizer = load_tokenizer(cfg.model)
+    data = load_data(cfg, tokenizer)
+    trainer = build_trainer(cfg, data, tokenizer)
+    base = trainer.model.get_base_model()
+    vars(base).pop("tokens_run", None)
+    take_snapshot("start", trainer, data, cfg)
+    assert base.tokens_run[1] > 0

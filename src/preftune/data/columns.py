@@ -41,20 +41,23 @@ def label_of(value: object) -> bool | None:
 class Reading:
     """How the rows of a source are read: what the config says, and what its first rows show.
 
-    `signed` are verdicts with numbers below 0, which stand for the first answer; `graded` is true where labels are
-    more than two numbers.
+    `signed` are verdicts with numbers below 0, which stand for the first answer; `scaled` those with numbers above 2,
+    which are grades and name no answer; `graded` is true where labels are more than two numbers.
     """
 
     columns: dict[str, str | None] = field(default_factory=dict)
     verdict: str | None = None
     good_at: float | None = None
     signed: set[str] = field(default_factory=set)
+    scaled: set[str] = field(default_factory=set)
     graded: bool = False
 
     def learn(self, rows: list[dict]) -> None:
         """Take in what the first rows show."""
         for row in rows:
-            self.signed |= {name for name, value in row.items() if VERDICT.search(name) and (number(value) or 0) < 0}
+            told = {name: number(value) or 0 for name, value in row.items() if VERDICT.search(name)}
+            self.signed |= {name for name, size in told.items() if size < 0}
+            self.scaled |= {name for name, size in told.items() if size > 2}
             with suppress(RowFault):
                 label = number(Columns(row, self.columns).find("label"))
                 self.graded |= label is not None and label not in (-1, 0, 1)

@@ -180,6 +180,8 @@ def way(value: str | float, name: str, how: Reading, answers: tuple) -> int:
     text, size = str(value).strip().lower(), number(value)
     if size is not None and sides == ("1", "2") and (name in how.signed or "strength" in name):
         return (size < 0) - (size > 0)  # HelpSteer: below 0 where the first is preferred
+    if size is not None and name in how.scaled - how.signed:
+        raise RowFault("unknown_label", f"{name} is {value!r}, one of several grades, which name no answer")
     if TIE.fullmatch(text) or not text:
         return 0
     if "label" in name and column.startswith("human_ref") and size in (0, 1):

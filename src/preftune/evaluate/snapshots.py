@@ -25,7 +25,7 @@ def take_snapshot(name: str, trainer: Trainer, data: Data, cfg: DictConfig) -> S
     if data.eval_pairs is None:
         return None
     tokenizer = trainer.processing_class
-    fused = getattr(trainer, "packed", False)
+    fused = getattr(trainer, "form", None) is not None  # then the fast forward scores
     prompts = generation.prompts(data.eval_pairs, cfg.samples)
     with sharding.whole(trainer.model):
         scores = pairs.score(
