@@ -209,3 +209,8 @@ def test_a_preset_for_long_rows_says_how_long_one_may_be(composed):
         "plan", "hardware=long", "hardware.memory_gb=3", "lora=lora", "hardware.activation_offloading=false"
     )
     assert longest >= 1024 and "longest row" not in report(kept)
+
+
+def test_an_adapter_with_a_rank_of_its_own_for_some_layers_is_planned(composed):
+    more = plan.plan(composed("dpo", "lora=lora", "+lora.rank_pattern={q_proj: 64}"))
+    assert more.trained > plan.plan(composed("dpo", "lora=lora")).trained

@@ -6,6 +6,7 @@ are transformers' and PEFT's own: no architecture is known here.
 """
 
 import copy
+import json
 import logging
 import weakref
 from contextlib import nullcontext
@@ -34,7 +35,7 @@ class Setting:
     dtype: str
     autocast: str | None  # what is multiplied in: bfloat16, float16, or None for the weights' own
     attention: str | None
-    adapter: tuple | None  # LoraConfig's keywords as sorted pairs
+    adapter: str | None  # the keywords of PEFT's configuration as JSON
     four_bit: bool
     checkpointing: bool | str = False  # true, false or selective
     reference_tokens: int = 0
@@ -174,14 +175,14 @@ def prefix_of(config: PreTrainedConfig) -> int:
 
 
 def meta_model(
-    config: PreTrainedConfig, dtype: str, attention: str | None = None, adapter: tuple | None = None
+    config: PreTrainedConfig, dtype: str, attention: str | None = None, adapter: str | None = None
 ) -> torch.nn.Module:
     """The model without weights in the class that it would be loaded in, wrapped by PEFT where there is an adapter."""
     kind = class_of(config) or AutoModelForCausalLM
     make = getattr(kind, "from_config", None) or kind._from_config
     with torch.device("meta"):
         model = make(copy.deepcopy(config), dtype=getattr(torch, dtype), attn_implementation=attention)
-        return get_peft_model(model, peft_config(dict(adapter), model)) if adapter else model
+        return get_peft_model(model, peft_config(json.loads(adapter), model)) if adapter else model
 
 
 def backbone(model: torch.nn.Module) -> PreTrainedModel:

@@ -80,7 +80,7 @@ def from_keywords(architecture: DictConfig) -> PreTrainedConfig:
     return AutoConfig.for_model(**keywords)
 
 
-def sizes(config: PreTrainedConfig, adapter: tuple | None) -> Sizes:
+def sizes(config: PreTrainedConfig, adapter: str | None) -> Sizes:
     """The parameters of a model and of an adapter over it, counted on the meta device; `adapter` as in Setting."""
     model = meta_model(config, "float32")
     head = model.get_output_embeddings()

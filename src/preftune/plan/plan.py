@@ -10,7 +10,7 @@ import psutil
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
-from preftune.config import hardware
+from preftune.config import hardware, resolvers  # noqa: F401  (resolvers registers what configs compute with)
 from preftune.config.stages import SELECTIVE
 from preftune.data.load import Data
 from preftune.plan import model

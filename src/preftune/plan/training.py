@@ -1,5 +1,7 @@
 """The training that a configuration makes, as far as its memory and time depend on it."""
 
+import json
+
 from omegaconf import DictConfig, OmegaConf
 
 from preftune.config.stages import config_class
@@ -99,8 +101,8 @@ def plain(node: DictConfig) -> dict:
     return OmegaConf.to_container(OmegaConf.create(node), resolve=True)
 
 
-def frozen(lora: DictConfig) -> tuple | None:
-    """`lora` as a hashable tuple of LoraConfig's keywords, without preftune's own; None without an adapter."""
+def frozen(lora: DictConfig) -> str | None:
+    """`lora` as PEFT's keywords in JSON, which can be a key, without preftune's own; None without an adapter."""
     given = plain(lora)
     given.pop("quantization", None)
-    return tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in given.items())) or None
+    return json.dumps(given, sort_keys=True) if given else None
