@@ -13,7 +13,7 @@ from wandb_server import ENTITY, KEY, serving
 
 from preftune.report import dashboard
 from preftune.report.dashboard import DashboardError, metrics, sections, wandb
-from preftune.report.panels import IPO, KTO, ORPO, PAIRS, PANELS, REFERENCE
+from preftune.report.panels import DRAWN, IPO, KTO, ORPO, PAIRS, PANELS, REFERENCE, REWARD
 
 LOSSES = ("dpo", "ipo", "kto", "orpo")
 LOGGED_BY = {
@@ -21,7 +21,9 @@ LOGGED_BY = {
     REFERENCE: ("dpo", "ipo", "kto"),
     PAIRS: ("dpo", "ipo"),
     IPO: ("ipo",),
-    KTO: ("kto",),
+    f"{KTO}, {DRAWN}": ("kto",),
+    DRAWN: (),  # tests/trainers/test_rewards.py has these
+    REWARD: (),
     ORPO: ("orpo",),
 }
 

@@ -16,6 +16,10 @@ from preftune.runs.training import train
 STEPS = ("train.max_steps=4", "train.save_steps=2", "train.save_total_limit=null")
 
 
+def letters(prompt, answer):
+    return float(len(set(answer)))
+
+
 def losses(run: Path) -> list[float]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [row["loss"] for row in rows if "loss" in row]
@@ -38,6 +42,9 @@ def broken_off(run: Path, step: int) -> None:
         ("lora=dora", "hardware.optim=sgd", "train.eval_strategy=steps", "train.eval_steps=2"),
         ("lora=none", "hardware.optim=adamw_torch", "train.lr_scheduler_type=constant_with_warmup"),
         ("loss=orpo", "lora=qlora", "hardware.optim=rmsprop"),
+        ("loss=reward",),
+        ("loss=rloo", "loss.num_generations=2", "loss.max_completion_length=8", f"loss.rewards=[{__name__}.letters]"),
+        ("loss=online_dpo", "loss.max_new_tokens=8", f"loss.rewards=[{__name__}.letters]"),
     ],
     ids=lambda how: " ".join(how),
 )

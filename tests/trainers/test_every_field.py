@@ -12,9 +12,9 @@ from preftune.trainers.build import trainer_arguments
 REFUSED = set(OURS)  # preftune's own keys set these
 
 
-@pytest.mark.parametrize("recipe", ["dpo", "kto", "orpo", "simpo", "sft"])
+@pytest.mark.parametrize("recipe", ["dpo", "kto", "orpo", "simpo", "sft", "reward", "rloo", "grpo", "online_dpo"])
 def test_each_field_reaches_the_trainer_or_is_refused_by_name(recipe, composed):
-    given = composed("dpo", "loss=simpo") if recipe == "simpo" else composed(recipe)
+    given = composed("dpo", f"loss={recipe}") if recipe in ("simpo", "online_dpo") else composed(recipe)
     plain, refused = OmegaConf.to_container(given, resolve=True), {}
     for name, field in fields(config_class(given.loss.trainer)).items():
         section = next((each for each in ("train", "loss", "hardware") if name in plain[each]), home(field))

@@ -12,7 +12,7 @@ from preftune.config.problems import Problem, render
 from preftune.config.renamed import OURS
 from preftune.config.rules import conflicts
 from preftune.config.schema import lacking_here, missing_files, own_key_problems, unwritable_places
-from preftune.config.stages import ADAPTERS, RESERVED, Stage, sections
+from preftune.config.stages import ADAPTERS, READ_BY_US, RESERVED, Stage, sections
 from preftune.config.values import complaint
 
 EXAMPLES = {"data.path": "prefs.jsonl", "model.path": "./my-model"}
@@ -79,7 +79,7 @@ def fill(stage: Stage, known: Known) -> Iterator[Problem]:
     for path, section in sections(stage):
         for name, value in stages.node(stage.config, path).items():
             key = f"{path}.{name}"
-            if name in RESERVED[section]:
+            if name in RESERVED[section] or (name in READ_BY_US and name not in stage):
                 continue
             if name not in stage:
                 yield Problem(key, known.advise(key))

@@ -72,6 +72,8 @@ SMOOTHING = {"exo_pair": Range(above=0, below=1, usual=1e-3), "robust": Range(be
 
 def numbers(stage: Stage) -> Iterator[Problem]:
     for name, bounds in ARGUMENTS.items():
+        if name == "beta" and "num_generations" in stage:  # there it weighs the KL term, which may be left out
+            bounds = NOT_NEGATIVE
         if name in stage.args and (complaint := bounds.complaint(stage.args[name])):
             yield stage.problem(name, complaint)
     if stage.args.get("max_steps", -1) < -1 or stage.args.get("max_steps") == 0:

@@ -187,6 +187,28 @@ def batches(stage: Stage) -> Iterator[Problem]:
         yield stage.problem("train_sampling_strategy", text)
 
 
+def drawn_answers(stage: Stage) -> Iterator[Problem]:
+    """TRL's trainers that sample: the answers to a prompt share a batch, and each reward has a weight."""
+    rewards, weights = node(stage.config, f"{stage.prefix}loss").get("rewards"), stage["reward_weights"]
+    if rewards is not None and not rewards:
+        yield Problem(f"{stage.prefix}loss.rewards", "wants one or more reward models or functions")
+    if rewards and weights and len(weights) != len(rewards):
+        example = f"{stage.key('reward_weights')}={written([1.0] * len(rewards))}"
+        yield stage.problem("reward_weights", f"gives {len(weights)} for {len(rewards)} rewards; for example {example}")
+    if stage["use_vllm"] and importlib.util.find_spec("vllm") is None:
+        yield stage.problem("use_vllm", "vllm is not installed: pip install vllm; or leave it out")
+    answers, hardware = stage["num_generations"], stage.section("hardware")
+    if not answers or (hardware.get("engine") and not stage.config.get("nproc")):
+        return
+    processes = (stage.config.get("nproc") or 1) * (hardware.get("nodes") or 1)
+    steps = stage["steps_per_generation"] or stage["gradient_accumulation_steps"] or 1
+    for name, rows in (("train", processes * steps), ("eval", processes)):
+        batch, wanted = f"per_device_{name}_batch_size", (stage[f"num_generations_{name}"] or answers)
+        if (stage[batch] or 0) * rows % wanted:
+            text = f"{stage[batch] * rows} answers are no whole number of prompts with {wanted} answers each; "
+            yield stage.problem(batch, f"{text}write {stage.key(batch)}={wanted}")
+
+
 def loaders(stage: Stage) -> Iterator[Problem]:
     if stage["dataloader_prefetch_factor"] is not None and not stage["dataloader_num_workers"]:
         text = f"needs loader processes; write {stage.key('dataloader_num_workers')}=2"
@@ -232,6 +254,7 @@ RULES = [
     evaluations,
     best_checkpoint,
     batches,
+    drawn_answers,
     loaders,
     on_its_way_out,
 ]

@@ -10,13 +10,14 @@ from preftune.config.trainer_fields import UNREAD, Field, exported, fields, memb
 # Keys that stand in a group beside the arguments, and are preftune's own
 RESERVED = {
     "train": (),
-    "loss": ("trainer", "view", "needs_sft", "gamma_beta_ratio", "balance_labels"),
+    "loss": ("trainer", "view", "task", "needs_sft", "gamma_beta_ratio", "balance_labels", "rewards"),
     "hardware": ("memory_gb", "tflops", "engine", "nproc", "nodes", "node_rank", "rendezvous"),
     "lora": ("quantization",),
 }
 SELECTIVE = "selective"
 WIDER = {"gradient_checkpointing": f"bool | Literal[{SELECTIVE!r}]"}  # arguments that take more here than with TRL
 ADAPTERS = ("lora", "lora.quantization")  # sections that feed no trainer
+READ_BY_US = ("max_length",)  # of `train`, also where the trainer has no such argument: held-out pairs are scored by it
 
 
 class InvalidArgument(Exception):
@@ -86,7 +87,7 @@ class Stage:
 
     @property
     def view(self) -> str | None:
-        """Which rows the trainer eats: paired, unpaired or demonstrations."""
+        """Which rows the trainer eats: paired, unpaired, demonstrations or prompts."""
         return node(self.config, f"{self.prefix}loss").get("view")
 
 

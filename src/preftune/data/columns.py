@@ -12,7 +12,7 @@ NAMES = {  # a column of ours: other names of it, the first that is there; `a.b`
     "prompt": "instruction question query input.messages input conversations conversation messages history context",
     "chosen": "preferred_output chosen_response",
     "rejected": "non_preferred_output rejected_response",
-    "completion": "response answer output reply",
+    "completion": "response answer output reply solution",
     "label": "kto_tag thumbs thumb feedback liked is_good",
     "messages": "conversations conversation",
     "completions": "generations responses answers outputs candidates output",
@@ -48,6 +48,7 @@ class Reading:
     columns: dict[str, str | None] = field(default_factory=dict)
     verdict: str | None = None
     good_at: float | None = None
+    prompts: bool = False  # whether prompts alone are rows
     signed: set[str] = field(default_factory=set)
     scaled: set[str] = field(default_factory=set)
     graded: bool = False

@@ -225,4 +225,9 @@ def graded(label: object, columns: Columns, how: Reading) -> object:
     return label
 
 
-FORMS = (rated, pair, two_answers, answered)
+def prompt_alone(columns: Columns, how: Reading) -> dict | None:
+    """A prompt and nothing else, where that is enough."""
+    return {"asked": asked} if how.prompts and (asked := columns.prompt()) is not None else None
+
+
+FORMS = (rated, pair, two_answers, answered, prompt_alone)

@@ -13,11 +13,11 @@ from preftune.config.errors import advice
 from preftune.data import bias, set_checks, template_checks, token_checks, views
 from preftune.data.findings import DataError, Finding, Findings
 from preftune.data.kinds import WARNING
-from preftune.data.shapes import DEMONSTRATIONS, PAIRS
+from preftune.data.shapes import DEMONSTRATIONS, PAIRS, PROMPTS
 from preftune.data.sources import eval_sources, sources, unread
 from preftune.data.streams import BLOCK, stream
 from preftune.data.table import Table, table
-from preftune.data.views import KINDS, PAIRED, SHOWN, UNPAIRED, keys, mixture, ordered, with_demonstrations
+from preftune.data.views import ASKED, KINDS, PAIRED, SHOWN, UNPAIRED, keys, mixture, ordered, with_demonstrations
 
 UNREAD = ("unread_files", "unread_columns")  # findings that the run's line repeats
 
@@ -49,7 +49,7 @@ class Data:
 
 
 def load(data: DictConfig, view: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None, seed: int) -> Data:
-    """The rows that `data` describes, as `view` (paired, unpaired or demonstrations), checked before a model is loaded.
+    """The rows that `data` describes, as `view` (see views.py), checked before a model is loaded.
 
     `tokenizer` None leaves the checks on tokens out. Raises DataError, with every error, its rows and remedy; with
     data.on_bad_rows=skip rows that are wrong are written to data.skipped_file and left out instead.
@@ -106,7 +106,7 @@ def examined(
     """Read, check and shape the data; `view` None takes the form nearest to the data's own."""
     skipping = data.on_bad_rows == "skip"  # only then is the file looked up: it may lie in no run
     findings = Findings(skipping, data.skipped_file if skipping else None)
-    found, tables, apart = gathered(data, findings, seed)
+    found, tables, apart = gathered(data, findings, seed, prompts=view == ASKED)
     if found.kinds and "no_rows" not in findings.found:
         view = view or next(name for name, kind in KINDS.items() if kind in found.kinds)
         kind = KINDS[view]
@@ -124,13 +124,16 @@ def examined(
                 set_checks.leakage(found.train, found.eval, findings)
         if tokenizer is not None:
             found.train = token_checks.accepted(found.train, kind, tokenizer, findings)
-            with advice("token check"):
-                looked_at = token_checks.spread_over(found.train, data.token_rows)
-                found.tokens = token_checks.check(looked_at, kind, tokenizer, max_length, findings)
-                found.tokens.of = len(found.train)
-                template_checks.check(looked_at, kind, tokenizer, findings)
-                fields = sum((each.fields for each in tables), Counter())
-                template_checks.unread_fields(fields, found.read, tokenizer, findings)
+            if kind == PROMPTS:
+                found.train = token_checks.with_room(found.train, tokenizer, max_length, findings)
+            else:
+                with advice("token check"):
+                    looked_at = token_checks.spread_over(found.train, data.token_rows)
+                    found.tokens = token_checks.check(looked_at, kind, tokenizer, max_length, findings)
+                    found.tokens.of = len(found.train)
+                    template_checks.check(looked_at, kind, tokenizer, findings)
+                    fields = sum((each.fields for each in tables), Counter())
+                    template_checks.unread_fields(fields, found.read, tokenizer, findings)
             found.eval = usable(found.eval, kind, tokenizer, max_length, findings)
             found.eval_pairs = usable(found.eval_pairs, PAIRS, tokenizer, max_length, Findings())
             if not len(found.train):
@@ -142,7 +145,7 @@ def examined(
     return found, findings
 
 
-def gathered(data: DictConfig, findings: Findings, seed: int) -> tuple[Data, list[Table], list[Table]]:
+def gathered(data: DictConfig, findings: Findings, seed: int, prompts: bool) -> tuple[Data, list[Table], list[Table]]:
     """(what is known so far, rows to train on, held-out rows): every source read once, in the order of the config.
 
     Held out are the rows of the eval split, else those of a fraction of the prompts. Of streams the first rows are
@@ -150,12 +153,12 @@ def gathered(data: DictConfig, findings: Findings, seed: int) -> tuple[Data, lis
     """
     given = sources(data)
     first = (data.token_rows or BLOCK) if data.streaming else None
-    tables = [table(each, findings, first) for each in given]
+    tables = [table(each, findings, first, prompts) for each in given]
     for each in tables:
         if not len(each.rows):
             findings.add("no_rows", [each.source.line()])
     held_out = eval_sources(data)
-    apart = [table(each, findings) for each in held_out]
+    apart = [table(each, findings, prompts=prompts) for each in held_out]
     if rest := unread(given + held_out):
         findings.add("unread_files", says=f"not read: {rest}")
     marks = [each.fingerprint for each in tables + apart]
@@ -195,6 +198,9 @@ def usable(
     rows: Dataset | None, kind: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None, findings: Findings
 ) -> Dataset | None:
     """The held-out rows that can be evaluated; None where there are none."""
+    if rows and kind == PROMPTS:
+        rows = token_checks.accepted(rows, kind, tokenizer, Findings())
+        return token_checks.with_room(rows, tokenizer, max_length, findings) or None
     rows = rows and token_checks.answered(rows, kind, tokenizer, max_length, findings)
     return rows if rows else None
 

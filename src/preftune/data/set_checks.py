@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from preftune.data.findings import EXAMPLES, Findings
 from preftune.data.messages import said
-from preftune.data.shapes import ANSWERS, DEMONSTRATIONS, LABELLED, PAIRS
+from preftune.data.shapes import ANSWERS, LABELLED, PAIRS
 from preftune.data.views import key, keys
 
 FEW_PROMPTS = 0.25  # prompts per row below which a set is called poor in prompts
@@ -60,7 +60,7 @@ def check(rows: Dataset, kind: str, findings: Findings) -> SetFigures:
     figures = SetFigures(len(frame), len(counts), characters)
     if kind == LABELLED:
         figures.labels = {"good": good, "bad": bad}
-    if kind != DEMONSTRATIONS and len(frame):
+    if kind in (PAIRS, LABELLED) and len(frame):
         length(figures, frame.get("label"), findings)
     return figures
 

@@ -10,8 +10,8 @@ from preftune.data.columns import label_of, number
 from preftune.data.findings import RowFault
 from preftune.data.messages import Messages
 
-PAIRS, LABELLED, DEMONSTRATIONS = "pairs", "labelled answers", "demonstrations"
-ANSWERS = {PAIRS: ("chosen", "rejected"), LABELLED: ("completion",), DEMONSTRATIONS: ("completion",)}
+PAIRS, LABELLED, DEMONSTRATIONS, PROMPTS = "pairs", "labelled answers", "demonstrations", "prompts"
+ANSWERS = {PAIRS: ("chosen", "rejected"), LABELLED: ("completion",), DEMONSTRATIONS: ("completion",), PROMPTS: ()}
 MISSING = (None, "", "N/A", "n/a", "nan", "null")  # scores that are none
 
 
@@ -82,6 +82,11 @@ def answer(row: dict, _: str) -> list[dict]:
     return [{"prompt": prompt, "completion": completion}]
 
 
+def alone(row: dict, _: str) -> list[dict]:
+    """A prompt without an answer."""
+    return [{"prompt": messages.as_prompt(row["asked"])}]
+
+
 def labelled(row: dict, _: str) -> list[dict]:
     """An answer with its label as a bool. Raises RowFault for any other label."""
     (found,) = answer(row, _)
@@ -130,9 +135,10 @@ SHAPES = (  # the first whose columns a row has
     Shape("messages and label", LABELLED, ("messages", "label"), labelled),
     Shape("prompt and completion", DEMONSTRATIONS, ("prompt", "completion"), answer),
     Shape("messages", DEMONSTRATIONS, ("messages",), answer),
+    Shape("prompts alone", PROMPTS, ("asked",), alone),
 )
 COLUMNS = ["prompt", "chosen", "rejected", "completion", "label", "messages", "completions", "scores", "system", "id"]
-COLUMNS += ["tools", "chat_template_kwargs", "images"]
+COLUMNS += ["tools", "chat_template_kwargs", "images", "asked"]
 WANTED = "prompt + chosen + rejected, chosen + rejected (whole dialogues), prompt + completion (+ label) or messages"
 
 

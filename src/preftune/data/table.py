@@ -21,7 +21,7 @@ from preftune.data.columns import Reading
 from preftune.data.findings import Findings, RowFault
 from preftune.data.formats import Read
 from preftune.data.forms import standard
-from preftune.data.shapes import COLUMNS, DEMONSTRATIONS, LABELLED, PAIRS, shape_of, unrepeated
+from preftune.data.shapes import COLUMNS, DEMONSTRATIONS, LABELLED, PAIRS, PROMPTS, shape_of, unrepeated
 from preftune.data.sources import Source
 
 MESSAGES = Json()  # a list of messages, each with the fields that it was given: Arrow's structs would add nulls
@@ -31,6 +31,7 @@ FEATURES = {
     PAIRS: Features(COMMON | {"chosen": MESSAGES, "rejected": MESSAGES} | BESIDE),
     LABELLED: Features(COMMON | {"completion": MESSAGES, "label": Value("bool")} | BESIDE),
     DEMONSTRATIONS: Features(COMMON | {"completion": MESSAGES} | BESIDE),
+    PROMPTS: Features(COMMON | BESIDE),
 }
 NAMES = ("id", "origin")  # what does not change what a row teaches
 PEEK = 50  # rows that decide of which kind a source is
@@ -45,6 +46,7 @@ class Table:
 
     source: Source
     findings: Findings
+    prompts: bool = False  # whether prompts alone are rows
     rows: Dataset | None = None
     kind: str | None = None  # None where no row was good
     read: int = 0
@@ -54,7 +56,7 @@ class Table:
     fingerprint: str = ""
 
     def __post_init__(self):
-        self.reading = Reading(self.source.columns, self.source.verdict, self.source.good_at)
+        self.reading = Reading(self.source.columns, self.source.verdict, self.source.good_at, self.prompts)
 
     def each(self, streaming: bool = False) -> Iterator[dict]:
         """The good rows, in order, with ids: the data's own, else where the row stood. Sets `kind` before the first."""
@@ -125,9 +127,9 @@ class Table:
         return "; ".join(f"{name} ({count:,})" for name, count in self.shapes.most_common()) or "no rows"
 
 
-def table(source: Source, findings: Findings, first: int | None = None) -> Table:
+def table(source: Source, findings: Findings, first: int | None = None, prompts: bool = False) -> Table:
     """Read a source once and keep its good rows on disk, or as a stream its `first` ones."""
-    read = Table(source, findings)
+    read = Table(source, findings, prompts)
     folder = cache_dir() / "data"
     folder.mkdir(parents=True, exist_ok=True)
     content, whole = xxhash.xxh3_128(), xxhash.xxh3_128()

@@ -120,12 +120,12 @@ def looks(turn: dict) -> str | tuple:
 
 
 def dialogues_of(rows: Dataset, kind: str) -> Iterator[tuple[str, list[Messages], dict]]:
-    """(origin, prompt + answer for each answer, options) of every row, read by batches."""
+    """(origin, prompt + answer for each answer or the prompt alone, options) of every row, read by batches."""
     for batch in rows.iter(1000):
         columns = [batch[name] for name in ("prompt", *ANSWERS[kind])]
         origins = batch.get("origin", [""] * len(batch["prompt"]))
         for origin, given, prompt, *answers in zip(origins, options(batch), *columns, strict=True):
-            yield origin, [prompt + answer for answer in answers], given
+            yield origin, [prompt + answer for answer in answers] or [prompt], given
 
 
 def refusal(tokenizer: PreTrainedTokenizerBase, dialogue: Messages, given: dict) -> str | None:
@@ -149,6 +149,18 @@ def answered(
     if lost:
         findings.add("held_out_loses_everything", lost, count=len(lost), of=len(rows))
     return rows.select([place for place, row in found if len(row.prompt) < max_length]) if lost else rows
+
+
+def with_room(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, findings: Findings) -> Dataset:
+    """The prompts that leave room for an answer; the others are left out and go into `findings`."""
+    fits, lost = [], []
+    for batch in rows.iter(BATCH):
+        ids = ids_of(tokenizer, batch["prompt"], options(batch), add_generation_prompt=True)
+        fits += [max_length is None or len(each) < max_length for each in ids]
+        lost += [origin for origin, each in zip(batch["origin"], fits[-len(ids) :], strict=True) if not each]
+    if lost:
+        findings.add("loses_everything", lost, count=len(lost), of=len(rows))
+    return rows.select([place for place, each in enumerate(fits) if each]) if lost else rows
 
 
 def spread_over(rows: Dataset, limit: int | None) -> Dataset:

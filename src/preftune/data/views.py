@@ -1,7 +1,8 @@
-"""The three forms that trainers take, the ways from one kind of data to another, and mixtures.
+"""The forms that trainers take, the ways from one kind of data to another, and mixtures.
 
 paired: {id, prompt, chosen, rejected}; unpaired: {id, prompt, completion, label}; demonstrations: {id, prompt,
-completion}. Beside them every row keeps `origin`, the file and line that it came from, `tools` and
+completion}; prompts: {id, prompt, solution}, each prompt once, with the text of a good answer where there is one, for
+rewards that compare with it. Beside them every row keeps `origin`, the file and line that it came from, `tools` and
 `chat_template_kwargs`.
 """
 
@@ -14,11 +15,12 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 
 from preftune.data.findings import DataError, Findings
 from preftune.data.messages import Messages, said
-from preftune.data.shapes import ANSWERS, DEMONSTRATIONS, LABELLED, PAIRS
+from preftune.data.shapes import ANSWERS, DEMONSTRATIONS, LABELLED, PAIRS, PROMPTS
 
-PAIRED, UNPAIRED, SHOWN = "paired", "unpaired", "demonstrations"
+PAIRED, UNPAIRED, SHOWN, ASKED = "paired", "unpaired", "demonstrations", "prompts"
+ONCE = ("id", "origin", "prompt", "solution")  # the columns of prompts
 BESIDE = ("tools", "chat_template_kwargs")  # what the chat template is given beside the messages
-KINDS = {PAIRED: PAIRS, UNPAIRED: LABELLED, SHOWN: DEMONSTRATIONS}  # what the rows of a view are
+KINDS = {PAIRED: PAIRS, UNPAIRED: LABELLED, SHOWN: DEMONSTRATIONS, ASKED: PROMPTS}  # what the rows of a view are
 
 
 def key(prompt: Messages) -> int:
@@ -114,9 +116,25 @@ def pair_up(rows: Dataset, findings: Findings) -> Dataset:
     return concatenate_datasets([pairs, worse], axis=1)
 
 
+def prompts(rows: Dataset, _: Findings) -> Dataset:
+    """Each prompt once; a good answer's text stands beside it as `solution`, where rewards of TRL's look for it."""
+    once = rows.select(np.sort(np.unique(keys(rows), return_index=True)[1]))
+    good = "chosen" if "chosen" in rows.features else "completion"
+    if good in rows.features and "label" not in rows.features:
+        features = Features(once.features | {"solution": Value("string")})
+        once = once.map(
+            lambda batch: {"solution": [said(answer[-1]) for answer in batch[good]]}, batched=True, features=features
+        )
+    return once.select_columns([name for name in once.column_names if name in (*ONCE, *BESIDE)])
+
+
 WAYS: dict[tuple[str, str], Callable[[Dataset, Findings], Dataset]] = {
     (PAIRS, UNPAIRED): unpair,
     (PAIRS, SHOWN): lambda rows, _: rows.remove_columns("rejected").rename_column("chosen", "completion"),
+    (PAIRS, ASKED): prompts,
+    (LABELLED, ASKED): prompts,
+    (DEMONSTRATIONS, ASKED): prompts,
+    (PROMPTS, ASKED): prompts,
     (LABELLED, PAIRED): pair_up,
     (LABELLED, SHOWN): lambda rows, _: rows.select(np.flatnonzero(rows["label"])).remove_columns("label"),
 }
@@ -124,14 +142,14 @@ WAYS: dict[tuple[str, str], Callable[[Dataset, Findings], Dataset]] = {
 
 def view(rows: Dataset, kind: str, wanted: str, findings: Findings) -> Dataset:
     """Rows of a kind in the form that a trainer takes. Raises DataError where there is no way from one to the other."""
-    if KINDS[wanted] == kind:
-        return rows
-    if (kind, wanted) not in WAYS:
+    if (kind, wanted) in WAYS:
+        return WAYS[kind, wanted](rows, findings)
+    if KINDS[wanted] != kind:
         raise DataError(
             f"the data holds {kind}, and this loss wants {wanted} rows. Demonstrations teach SFT alone: "
             "python -m recipes.sft; a column of grades (stars) labels answers with data.good_at=4"
         )
-    return WAYS[kind, wanted](rows, findings)
+    return rows
 
 
 def kto_weights(good: int, bad: int, ratio: float = 1.0) -> dict[str, float]:

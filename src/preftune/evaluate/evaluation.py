@@ -17,12 +17,12 @@ from preftune.config.errors import UserError
 from preftune.config.files import write_json
 from preftune.data.findings import Findings
 from preftune.data.load import load as load_data
-from preftune.data.shapes import DEMONSTRATIONS
+from preftune.data.shapes import DEMONSTRATIONS, PAIRS
 from preftune.data.token_checks import answered, sequences, tokenized
 from preftune.data.views import KINDS
 from preftune.evaluate import generation, judge, lm_tasks, pairs, subjects
 from preftune.evaluate.generation import divergence, sampled
-from preftune.evaluate.judge import Judge, Rule, win_rate
+from preftune.evaluate.judge import Judge, RewardModel, Rule, win_rate
 from preftune.evaluate.lm_tasks import results
 from preftune.evaluate.pairs import PairScores, implicit_rewards, log_probs, perplexity
 from preftune.evaluate.statistics import at_equal_length, interval
@@ -32,7 +32,7 @@ from preftune.models.load import quiet
 FORMATS = ("table", "json")
 ROWS = {  # of a model's figures: what it is called in the table, and its format
     "pairs": ("held-out pairs", "d"),
-    "accuracy": ("accuracy of implicit rewards", ".1%"),
+    "accuracy": ("accuracy of rewards (implicit ones of a policy)", ".1%"),
     "accuracy_ci": ("  95% interval", ".1%"),
     "length_controlled_accuracy": ("  at equal length", ".1%"),
     "margin": ("margin", ".4f"),
@@ -43,7 +43,7 @@ ROWS = {  # of a model's figures: what it is called in the table, and its format
     "kl_per_token": ("  nats per token", ".4f"),
     "perplexity": ("perplexity of SFT data", ".2f"),
     "reference_perplexity": ("  the reference's", ".2f"),
-    "rule_score": ("mean of the rule", ".2f"),
+    "rule_score": ("mean of the rule or reward", ".2f"),
     "rule_score_ci": ("  95% interval", ".2f"),
     "reference_rule_score": ("  the reference's", ".2f"),
     "reference_rule_score_ci": ("  95% interval", ".2f"),
@@ -82,7 +82,10 @@ def run(cfg: DictConfig) -> str:
     decide = judge.build(cfg.judge)
     first = next((each for each in found if each.cfg is not None), None)
     seen: dict[tuple, object] = {}
-    rows = [row(each, first or each, cfg, decide, seen) for each in found]
+    rows = [
+        reward_row(each, first or each, cfg) if each.scores_texts else row(each, first or each, cfg, decide, seen)
+        for each in found
+    ]
     if cfg.output is not None:
         write_json(Path(cfg.output), rows)
     return json.dumps(rows, indent=2, ensure_ascii=False) if cfg.format == "json" else table(rows)
@@ -124,6 +127,27 @@ def row(subject: Subject, first: Subject, cfg: DictConfig, decide: Judge | None,
             loaded.tokenizer,
         ),
         **({"tasks": benchmarks(loaded, cfg)} if cfg.tasks else {}),
+    }
+
+
+def reward_row(subject: Subject, first: Subject, cfg: DictConfig) -> dict:
+    """The figures of a reward model: how often it gives the chosen answer the higher reward, and by how much."""
+    scorer = RewardModel(subject.weights)
+    data = held_out(cfg, subject if subject.cfg is not None else first, scorer.tokenizer)
+    rows = list(tokenized(data.pairs, PAIRS, scorer.tokenizer))
+    rewards = torch.tensor([[scorer.of(row.prompt + ids) for ids in row.answers.values()] for row in rows])
+    tokens = torch.tensor([[len(ids) for ids in row.answers.values()] for row in rows])
+    margins, longer_by = (each[:, 0] - each[:, 1] for each in (rewards, tokens))
+    right = (margins > 0).double()
+    return {
+        "model": subject.name,
+        "reference": subject.start.path,
+        "pairs": len(rows),
+        "accuracy": right.mean().item(),
+        "accuracy_ci": list(interval(right.mean().item(), len(right))),
+        "length_controlled_accuracy": at_equal_length(right, longer_by),
+        "margin": margins.mean().item(),
+        "generations": [],
     }
 
 
@@ -214,11 +238,12 @@ def judged(mine: list, theirs: list, cfg: DictConfig, decide: Judge | None, toke
     shown = [{"prompt": p[-1]["content"], "policy": a, "reference": b} for p, a, b in both[: cfg.generations]]
     asked = both[: cfg.judged_prompts]
     rate = win_rate(decide, asked, tokenizer) if decide else {}
-    return rate | (rule_scores(decide, asked) if isinstance(decide, Rule) else {}) | {"generations": shown}
+    scored = rule_scores(decide, asked) if isinstance(decide, (Rule, RewardModel)) else {}
+    return rate | scored | {"generations": shown}
 
 
-def rule_scores(rule: Rule, answered: list[tuple[list[dict], str, str]]) -> dict:
-    """The mean of a rule over the policy's and the reference's answers, with Wilson's interval where it is a share."""
+def rule_scores(rule: Rule | RewardModel, answered: list[tuple[list[dict], str, str]]) -> dict:
+    """The mean of a rule or reward over the answers of policy and reference; of a share with Wilson's interval."""
     found: dict[str, float | list[float]] = {}
     for place, name in ((1, "rule_score"), (2, "reference_rule_score")):
         scores = [rule.score(row[0], row[place]) for row in answered]

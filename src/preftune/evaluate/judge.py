@@ -99,22 +99,58 @@ def verdict(judge: Judge, prompt: Messages, first: str, second: str) -> float:
     return float(found)
 
 
+def better(first: float, second: float) -> float:
+    """A verdict by two scores: 1, 0, or 0.5 where they are equal."""
+    return float(np.sign(first - second) / 2 + 0.5)
+
+
 class Rule:
     """A rule for one answer, by its dotted path: (prompt messages, answer) → a number, the higher the better."""
 
     def __init__(self, path: str, key: str = "judge.path"):
         """`key` is where `path` was written. Raises JudgeError where it names no function."""
+        self.path = path
         try:
             self.rule = get_method(path)
         except (ImportError, ValueError) as error:
             raise JudgeError(f"{key}={path}: {error}") from None
 
     def score(self, prompt: Messages, answer: str) -> float:
-        """What the rule gives for an answer."""
-        return float(self.rule(prompt, answer))
+        """What the rule gives for an answer. Raises JudgeError where it fails, or gives no number."""
+        try:
+            return float(self.rule(prompt, answer))
+        except Exception as error:
+            asked = f"prompt {prompt[-1].get('content', '')[:60]!r}, answer {answer[:60]!r}"
+            raise JudgeError(f"{self.path}: {type(error).__name__}: {error} ({asked})") from error
 
     def __call__(self, prompt: Messages, first: str, second: str) -> float:
-        return float(np.sign(self.score(prompt, first) - self.score(prompt, second)) / 2 + 0.5)
+        return better(self.score(prompt, first), self.score(prompt, second))
+
+
+class RewardModel:
+    """A reward model, by its run, folder or hub id: the better answer is the one with the higher reward."""
+
+    def __init__(self, path: str):
+        """Raises ModelError where there is none, or where it is a language model."""
+        from preftune.models.load import load_reward_model
+
+        self.model, self.tokenizer = load_reward_model(path)
+
+    def score(self, prompt: Messages, answer: str) -> float:
+        """The reward of an answer."""
+        from preftune.models.tokenizer import token_ids
+
+        return self.of(token_ids(self.tokenizer, [*prompt, {"role": "assistant", "content": answer}]))
+
+    def of(self, ids: list[int]) -> float:
+        """The reward of a dialogue in tokens."""
+        import torch
+
+        with torch.no_grad():
+            return self.model(input_ids=torch.tensor([ids], device=self.model.device), use_cache=False).logits.item()
+
+    def __call__(self, prompt: Messages, first: str, second: str) -> float:
+        return better(self.score(prompt, first), self.score(prompt, second))
 
 
 class Endpoint:

@@ -3,9 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 
-import torch
 from omegaconf import DictConfig, OmegaConf
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from preftune.config.errors import UserError
 from preftune.evaluate import judge
@@ -27,33 +25,22 @@ def scorer(settings: DictConfig) -> Scorer:
     given = [name for name in makers if settings[name]]
     if len(given) != 1:
         raise ScoringError(
-            f"pipeline.rounds: give one of {', '.join(makers)} to score answers by, not {len(given)}; for example "
-            "pipeline.rounds.rule=preftune.evaluate.scoring.short_answer"
+            f"give one of {', '.join(makers)} to score answers by, not {len(given)}; for example "
+            "pairs.rule=preftune.evaluate.scoring.short_answer (in a pipeline: pipeline.rounds.rule)"
         )
     return makers[given[0]](settings[given[0]])
 
 
 def by_rule(path: str) -> Scorer:
     """A rule for one answer, by its dotted path. Raises JudgeError where it names no function."""
-    rule = judge.Rule(path, "pipeline.rounds.rule")
+    rule = judge.Rule(path, "rule")
     return lambda prompt, answers: [rule.score(prompt, answer) for answer in answers]
 
 
 def by_reward_model(path: str) -> Scorer:
-    """A sequence-classification model with one output: its logit for the dialogue."""
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1).eval()
-
-    @torch.no_grad()
-    def score(prompt: Messages, answers: Sequence[str]) -> list[float]:
-        texts = [
-            tokenizer.apply_chat_template([*prompt, {"role": "assistant", "content": answer}], tokenize=False)
-            for answer in answers
-        ]
-        rows = [tokenizer(text, return_tensors="pt", add_special_tokens=False) for text in texts]
-        return [model(**row).logits.squeeze().item() for row in rows]
-
-    return score
+    """A reward model's number for each dialogue. Raises ModelError where there is none."""
+    model = judge.RewardModel(path)
+    return lambda prompt, answers: [model.score(list(prompt), answer) for answer in answers]
 
 
 def by_judge(settings: DictConfig) -> Scorer:

@@ -8,6 +8,7 @@ from transformers import Trainer
 from preftune.data.load import Data
 from preftune.evaluate import generation, pairs
 from preftune.evaluate.pairs import PairScores, implicit_rewards
+from preftune.evaluate.statistics import interval
 from preftune.models import sharding
 
 
@@ -22,7 +23,7 @@ class Snapshot:
 
 def take_snapshot(name: str, trainer: Trainer, data: Data, cfg: DictConfig) -> Snapshot | None:
     """The trainer's model as it is now on held-out pairs; None where the data has no pairs."""
-    if data.eval_pairs is None:
+    if data.eval_pairs is None or "task" in cfg.loss:  # a reward model says nothing, and TRL scores its pairs
         return None
     tokenizer = trainer.processing_class
     fused = getattr(trainer, "form", None) is not None  # then the fast forward scores
@@ -44,11 +45,14 @@ def summarize(trainer: Trainer, snapshots: list[Snapshot | None], held_out: dict
         "snapshots": [],
         "samples": [],
     }
+    if (accuracy := held_out.get("eval_accuracy")) is not None:  # of a reward model
+        count = len(trainer.eval_dataset)
+        summary |= {"accuracy_after": accuracy, "accuracy_ci": list(interval(accuracy, count)), "pairs": count}
     if None in snapshots:
         return summary
     first, last = snapshots
     rows = [{"name": each.name, **each.scores.summary()} for each in snapshots]
-    if beta := getattr(trainer.args, "beta", None):
+    if beta := getattr(trainer, "beta", None):
         rows[-1] |= implicit_rewards(last.scores, first.scores, beta)
     return summary | {
         "perplexity": rows[0]["perplexity"],

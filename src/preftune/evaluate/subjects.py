@@ -13,7 +13,7 @@ from peft import PeftConfig, PeftModel
 
 from preftune.config.errors import UserError
 from preftune.models import adapters, embedded
-from preftune.models.load import continued, load_adapter, load_model, load_tokenizer
+from preftune.models.load import continued, load_adapter, load_model, load_tokenizer, scores_texts
 
 ADAPTER, CONFIG, MANIFEST = "adapter_config.json", "config.yaml", "manifest.json"
 
@@ -54,7 +54,8 @@ class Subject:
     @property
     def beta(self) -> float | None:
         """The β that the run trained with; None where there was none."""
-        return None if self.cfg is None else OmegaConf.to_container(self.cfg.loss).get("beta")
+        given = None if self.cfg is None else OmegaConf.to_container(self.cfg.loss).get("beta")
+        return given[-1] if isinstance(given, list) else given  # online DPO has one for each epoch
 
     @property
     def bf16(self) -> bool:
@@ -66,6 +67,11 @@ class Subject:
         """The `model` section that loads `weights` as a whole model; the run's template lies in the saved tokenizer."""
         saved = {"path": self.weights, "revision": None, "chat_template": None, "eos_token": None, "pad_token": None}
         return self.start if self.weights == self.start.path else OmegaConf.merge(self.start, saved)
+
+    @property
+    def scores_texts(self) -> bool:
+        """Whether it is a reward model."""
+        return not self.weights.startswith(embedded.SCHEME) and scores_texts(self.weights) > 0
 
     def tokenizer(self):
         """The tokenizer that lies with the weights, or that of the start where none does."""

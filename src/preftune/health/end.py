@@ -79,15 +79,17 @@ class EndProofs(TrainerCallback):
         """The reference's scores of a few held-out pairs; None where it is fixed beforehand, or is none, or moves."""
         with advice("end-of-run proof of the reference"):
             trainer = self.trainer
-            moves = getattr(trainer.args, "sync_ref_model", False)
-            if self.pairs is None or not hasattr(trainer, "ref_model") or moves or trainer.precompute_ref_logps:
+            none = not hasattr(trainer, "ref_model") or getattr(trainer, "beta", None) == 0
+            fixed = getattr(trainer, "precompute_ref_logps", False)
+            if self.pairs is None or none or fixed or getattr(trainer.args, "sync_ref_model", False):
                 return None
             policy = trainer.accelerator.unwrap_model(trainer.model)
             model = policy if trainer.ref_model is None else trainer.accelerator.unwrap_model(trainer.ref_model)
             with sharding.whole(model), adapter_off(model) if model is policy else contextlib.nullcontext():
                 rows = self.pairs.select(range(min(PAIRS, len(self.pairs))))
                 bf16 = bool(trainer.args.bf16)
-                return score(model, trainer.processing_class, rows, trainer.args.max_length, bf16, model is policy)
+                length = getattr(trainer.args, "max_length", None)  # trainers that sample have none
+                return score(model, trainer.processing_class, rows, length, bf16, model is policy)
 
 
 def adapter_off(model: PeftModel) -> contextlib.AbstractContextManager:

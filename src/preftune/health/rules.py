@@ -6,7 +6,7 @@ whatever a trainer logs. Thresholds are those of conf/health/.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from statistics import fmean, median
+from statistics import fmean, median, variance
 
 from omegaconf import DictConfig
 
@@ -83,16 +83,22 @@ def flat_margin(moved: bool) -> Callable:
     return judge
 
 
+def accuracy_name(history: History) -> str:
+    """What a run's accuracy is called: a reward model's is by its own rewards."""
+    return "accuracy" if "accuracy" in history.train[-1] else "rewards/accuracies"
+
+
 def at_chance(history: History, limits: DictConfig) -> Judged:
-    accuracy = history.mean("rewards/accuracies", limits.window)
+    accuracy = history.mean(accuracy_name(history), limits.window)
     if accuracy is None or history.step < limits.patience or accuracy > limits.accuracy_chance:
         return None
     return accuracy, limits.accuracy_chance, ""
 
 
 def overfits(history: History, limits: DictConfig) -> Judged:
-    held_out = [row["rewards/accuracies"] for row in history.held_out if "rewards/accuracies" in row]
-    train = history.mean("rewards/accuracies", min(limits.window, 5))
+    name = accuracy_name(history)
+    held_out = [row[name] for row in history.held_out if name in row]
+    train = history.mean(name, min(limits.window, 5))
     if train is None or len(held_out) < 2 or train < limits.overfit_accuracy:
         return None
     best, now = max(held_out), held_out[-1]
@@ -141,6 +147,33 @@ def entropy_lost(history: History, limits: DictConfig) -> Judged:
     if not start or now is None or start < 0 or 1 - now / start <= limits.entropy_fall:
         return None
     return 1 - now / start, limits.entropy_fall, f" ({start:.2f} to {now:.2f} nats per token)"
+
+
+def drawn(name: str, limit: str) -> Callable:
+    """`above`, of trainers that draw their answers; KTO's "kl" is another quantity."""
+
+    def judge(history: History, limits: DictConfig) -> Judged:
+        return above(name, limit)(history, limits) if "reward" in history.train[-1] else None
+
+    return judge
+
+
+def hacked(history: History, limits: DictConfig) -> Judged:
+    """A reward that has risen while a watched one has fallen, each by more than 2 standard errors, window by window."""
+    watched = [name for name in history.train[-1] if name.startswith("rewards/watched_") and name.endswith("/mean")]
+    moves = {}
+    for name in ("reward", *watched):
+        values = history.last(name, len(history.train))
+        if len(values) < 2 * limits.window:
+            return None
+        first, last = values[: limits.window], values[-limits.window :]
+        moves[name] = fmean(last) - fmean(first), 2 * ((variance(first) + variance(last)) / limits.window) ** 0.5
+    rise, error = moves.pop("reward")
+    fallen = {name: change for name, (change, noise) in moves.items() if change < -noise}
+    if rise <= error or not fallen:
+        return None
+    name, change = min(fallen.items(), key=lambda each: each[1])
+    return change, 0.0, f" ({name.split('/')[1]}: {change:+.3g}, the reward {rise:+.3g})"
 
 
 FLAT = "The margin does not move: nothing is learnt."
@@ -192,6 +225,20 @@ RULES = (  # code, what judges it, what it means, what to do
     ("entropy_collapse", entropy_lost,
      "The policy's entropy has fallen: it says one thing whatever it is asked.",
      "A lower train.learning_rate, a higher loss.beta, fewer epochs, more diverse prompts."),
+    ("kl_large", drawn("kl", "kl_max"),
+     "Policy and reference have parted (nats per token, on drawn answers): what the reference knew is being lost.",
+     "A higher loss.beta, a lower train.learning_rate, fewer steps."),
+    ("answers_cut", drawn("completions/clipped_ratio", "clipped_max"),
+     "Most drawn answers are cut at loss.max_completion_length: fragments are rewarded, and an end is never learnt.",
+     "A larger loss.max_completion_length, a reward for ending, or loss.mask_truncated_completions=true (loss=rloo)."),
+    ("rewards_alike", drawn("frac_reward_zero_std", "alike_max"),
+     "The answers to most prompts are rewarded alike, so they teach nothing.",
+     "More answers for each prompt (loss.num_generations), a reward with more steps, prompts that are neither too easy "
+     "nor too hard, a better start (python -m recipes.sft)."),
+    ("reward_hacked", hacked,
+     "The reward rises while a reward that is only watched falls: what is learnt pleases the one and not the other.",
+     "Stop at an earlier checkpoint; a higher loss.beta, a better reward model, or the watched reward trained on as "
+     "well (loss.reward_weights)."),
 )  # fmt: skip
 
 
@@ -201,6 +248,10 @@ def judged(history: History, limits: DictConfig) -> Iterator[Finding]:
         if found := judge(history, limits):
             value, threshold, detail = found
             yield Finding(code, history.step, value, threshold, meaning + detail, remedy)
+    length = "completions/mean_length"
+    start, now = history.start(length), history.mean(length, limits.window)
+    if start and now and (drift := length_drift(history.step, start, now, limits.length_drift)):
+        yield drift
 
 
 def length_drift(step: int, before: float, now: float, limit: float) -> Finding | None:

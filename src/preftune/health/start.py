@@ -64,13 +64,15 @@ class ProvedStart:
         if first:
             if not with_noise(self.args):
                 self._prove_reference()
-            if not self.is_deepspeed_enabled:  # DeepSpeed keeps gradients to itself
+            if rewards_alike(self):
+                print("step-0 check: the first answers' rewards are alike, so no gradient is due")
+            elif not self.is_deepspeed_enabled:  # DeepSpeed keeps gradients to itself
                 self._check(check_gradients, unwrapped, ran)
         return loss
 
     def _without_noise(self, inputs: dict) -> None:
         """Where noise in training was asked for, the policy is compared with its reference in evaluation mode."""
-        if not hasattr(self, "ref_model"):
+        if not hasattr(self, "ref_model") or not hasattr(self, "logratios_per_token"):
             return
         self.model.eval()
         with advice("step-0 check"), torch.no_grad():
@@ -90,6 +92,12 @@ class ProvedStart:
                     self.findings.prove(found)
                 else:
                     self.findings.stop(found)
+
+
+def rewards_alike(trainer: Trainer) -> bool:
+    """Whether the answers that a trainer drew were all rewarded as the others to their prompt."""
+    shares = getattr(trainer, "_metrics", {"train": {}})["train"].get("frac_reward_zero_std", [])
+    return bool(shares) and shares[-1] == 1
 
 
 def not_finite(what: str, step: int, value: float) -> Finding:

@@ -24,6 +24,12 @@ def base_of(path: str | Path, revision: str | None = None) -> tuple[str, str | N
     return written["base_model_name_or_path"], written.get("revision")
 
 
+def task_of(path: str | Path, revision: str | None = None) -> str | None:
+    """PEFT's name of what an adapter's model gives: SEQ_CLS for a reward model; None where it was not written."""
+    found = find_adapter_config_file(str(path), revision=revision)
+    return json.loads(Path(found).read_text(encoding="utf-8")).get("task_type") if found else None
+
+
 def whole(path: str, revision: str | None = None) -> tuple[str, str | None]:
     """(path, revision) of the whole model at the bottom: `path` itself where it is no adapter."""
     below = base_of(path, revision)

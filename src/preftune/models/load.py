@@ -19,6 +19,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedConfig,
@@ -60,9 +61,10 @@ def tokenizer_of(path: str, revision: str | None = None, trust_remote_code: bool
         return tokenizer_of(*below, trust_remote_code)
 
 
-def load_model(model: DictConfig, lora: DictConfig, use_cpu: bool) -> PreTrainedModel:
+def load_model(model: DictConfig, lora: DictConfig, use_cpu: bool, task: str | None = None) -> PreTrainedModel:
     """The model in `model.dtype`, or in 4 or 8 bits where `lora.quantization` says so; not yet wrapped by PEFT.
 
+    With `task` SEQ_CLS it gives a number for a text, not words: a reward model, whose head is new to a language model.
     An adapter at model.path comes merged into its base. Raises ModelError where the model cannot be had, or where what
     is merged should be quantized.
     """
@@ -70,7 +72,7 @@ def load_model(model: DictConfig, lora: DictConfig, use_cpu: bool) -> PreTrained
     options |= OmegaConf.to_container(model.kwargs, resolve=True)
     if "quantization" in lora:
         options |= in_few_bits(OmegaConf.to_container(lora.quantization, resolve=True), use_cpu)
-    loaded = _from_pretrained(whole_model, model, **options)
+    loaded = _from_pretrained(whole_model if task is None else reward_model, model, **options)
     for module in loaded.modules():
         # On a CPU with AVX-512-BF16, bitsandbytes repacks 4-bit weights at the first forward without gradients, for
         # good, and the layer then passes no gradient to its input, silently: adapters below it would never learn.
@@ -137,6 +139,59 @@ def whole_model(
             options["quantization_config"] = made(dequantize=True)
     options = {"device_map": None} | options | {"revision": revision, "trust_remote_code": trust_remote_code}
     return create_model_from_path(str(path), class_of(config), **options)
+
+
+def reward_model(
+    path: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    new_head: bool = True,
+    **options: object,
+) -> PreTrainedModel:
+    """The model with one number for a text, as TRL loads it; an adapter is merged into its base.
+
+    A language model gets a new head, drawn from the seed. Raises ModelError where `new_head` is false and it would, or
+    where a head gives several numbers.
+    """
+    with contextlib.redirect_stdout(sys.stderr):
+        from trl.trainer.reward_trainer import suppress_seqcls_warning
+        from trl.trainer.utils import create_model_from_path
+
+    below = adapters.base_of(path, revision)
+    outputs = scores_texts(path, revision, trust_remote_code)
+    if not outputs and (below or not new_head):
+        raise ModelError(f"{path} is no reward model: it has no head that gives a number. recipes.reward trains one")
+    if below:
+        return adapters.with_adapter(reward_model(*below, trust_remote_code, **options), path, revision)
+    if outputs > 1:
+        raise ModelError(f"{path} gives {outputs} numbers for a text, and a reward is one")
+    options = {"device_map": None, "num_labels": 1} | options | {"revision": revision}
+    with suppress_seqcls_warning():
+        return create_model_from_path(
+            str(path), AutoModelForSequenceClassification, trust_remote_code=trust_remote_code, **options
+        )
+
+
+def scores_texts(path: str, revision: str | None = None, trust_remote_code: bool = False) -> int:
+    """How many numbers a model gives for a text: 1 for a reward model, 0 for a language model."""
+    if adapters.base_of(path, revision):
+        return int(adapters.task_of(path, revision) == "SEQ_CLS")
+    config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    named = next(iter(config.architectures or ()), "")
+    return config.num_labels if named.endswith("ForSequenceClassification") else 0
+
+
+def load_reward_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A trained reward model in float32, and its tokenizer: a run's folder, a model folder or a hub id.
+
+    Raises ModelError where it cannot be had, or has no head that gives a reward.
+    """
+    folders = (Path(path) / "model", Path(path))
+    names = ("config.json", "adapter_config.json")
+    found = next((str(folder) for folder in folders if any((folder / name).exists() for name in names)), path)
+    section = OmegaConf.create({"path": found, "revision": None, "trust_remote_code": False})
+    model = _from_pretrained(reward_model, section, new_head=False, dtype=torch.float32)
+    return model.eval(), _from_pretrained(tokenizer_of, section)
 
 
 def class_of(config: PreTrainedConfig) -> type | None:

@@ -9,16 +9,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 
+import torch
 from datasets import Dataset
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
 from preftune.config.files import write_json, write_text
 from preftune.config.processes import main_process
-from preftune.data.load import Data
+from preftune.data.load import Data, load
+from preftune.data.views import ASKED
 from preftune.evaluate import generation
-from preftune.evaluate.scoring import ScoringError, scorer
-from preftune.models.load import load_model, load_tokenizer
+from preftune.evaluate.scoring import Scorer, ScoringError, scorer
+from preftune.models.load import load_model, load_tokenizer, quiet
 from preftune.pipeline import lineage
 from preftune.pipeline.lineage import Artifact, content
 from preftune.pipeline.stages import Progress, model_at_hand, model_section, needed, trained
@@ -70,30 +72,16 @@ def sample(progress: Progress, data: Data, tokenizer: PreTrainedTokenizerBase, n
     if not needed(folder, made_of):
         return json.loads((folder / SCORES).read_text(encoding="utf-8"))
     score = scorer(settings)
-    prompts = unique(data.train)[: settings.prompts]
     model = load_model(OmegaConf.create(model_section(progress)), OmegaConf.create({}), cfg.hardware.use_cpu)
-    asked = [prompt for prompt in prompts for _ in range(settings.answers)]
-    drawn = generation.sampled(
-        model, tokenizer, asked, settings.max_new_tokens, bool(cfg.hardware.bf16), cfg.train.seed + number
-    )
-    texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for _, ids in drawn]
-    rows = []
-    for i, prompt in enumerate(prompts):
-        answers = texts[i * settings.answers : (i + 1) * settings.answers]
-        given = dict(prompt.options)
-        beside = {"tools": given.pop("tools", None), "chat_template_kwargs": given}
-        beside = {name: value for name, value in beside.items() if value}
-        rows.append({"prompt": prompt, "answers": answers, "scores": score(prompt, answers)} | beside)
-    pairs = [pair for row in rows if (pair := best_against_worst(row, settings.length_ratio))]
+    prompts = unique(data.train)[: settings.prompts]
+    rows = scored(prompts, drawn(model, tokenizer, prompts, settings, cfg, number), score)
+    pairs = best_pairs(rows, settings)
     if not pairs and number <= settings.number:
-        raise ScoringError(
-            f"{name}: no two answers to one prompt differ in score and are of similar length, so there is nothing to "
-            "learn from; raise pipeline.rounds.answers or pipeline.rounds.length_ratio"
-        )
+        raise nothing_to_learn(name, "pipeline.rounds")
     found = {
         "score": fmean(each for row in rows for each in row["scores"]),
         "pairs": len(pairs),
-        "prompts": len(prompts),
+        "prompts": len(rows),
     }
     if main_process():
         folder.mkdir(exist_ok=True)
@@ -102,6 +90,73 @@ def sample(progress: Progress, data: Data, tokenizer: PreTrainedTokenizerBase, n
         write_json(folder / SCORES, found)
         lineage.record(folder, made_of, Artifact(str(folder), content(str(folder / PAIRS))))
     return found
+
+
+def make_pairs(cfg: DictConfig) -> str:
+    """recipes.make_pairs: pairs out of prompts and a scorer, into <output_dir>; returns what was made, and what next.
+
+    Raises ScoringError where no pair comes of them, and what loading data and model raises.
+    """
+    quiet()
+    settings, folder, score = cfg.pairs, Path(cfg.output_dir), scorer(cfg.pairs)
+    if (folder / PAIRS).exists():
+        raise ScoringError(f"output_dir={folder} holds pairs already, and nothing is overwritten: output_dir=ANOTHER")
+    tokenizer = load_tokenizer(cfg.model)
+    data = load(cfg.data, view=ASKED, tokenizer=tokenizer, max_length=cfg.train.max_length, seed=cfg.train.seed)
+    model = load_model(cfg.model, cfg.lora if "quantization" in cfg.lora else {}, bool(cfg.hardware.use_cpu))
+    prompts = generation.prompts(data.train, settings.prompts)
+    rows = scored(prompts, drawn(model, tokenizer, prompts, settings, cfg), score)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_rows(folder / ANSWERS, rows)
+    pairs = best_pairs(rows, settings)
+    if not pairs:
+        raise nothing_to_learn(str(folder / ANSWERS), "pairs")
+    write_rows(folder / PAIRS, pairs)
+    mean = fmean(each for row in rows for each in row["scores"])
+    return (
+        f"{len(pairs)} pairs of {len(rows)} prompts, {settings.answers} answers each, mean score {mean:.4f}\n"
+        f"Next  python -m recipes.dpo data=file data.path={folder / PAIRS}"
+    )
+
+
+def drawn(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[generation.Prompt],
+    settings: DictConfig,
+    cfg: DictConfig,
+    number: int = 0,
+) -> list[list[str]]:
+    """`settings.answers` answers to each prompt, drawn from the run's seed and this number."""
+    asked = [prompt for prompt in prompts for _ in range(settings.answers)]
+    rows = generation.sampled(
+        model, tokenizer, asked, settings.max_new_tokens, bool(cfg.hardware.bf16), cfg.train.seed + number
+    )
+    texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for _, ids in rows]
+    return [texts[start : start + settings.answers] for start in range(0, len(texts), settings.answers)]
+
+
+def scored(prompts: list[generation.Prompt], answers: list[list[str]], score: Scorer) -> list[dict]:
+    """{prompt, answers, scores} for each prompt, with the tools and template arguments that it has."""
+    rows = []
+    for prompt, texts in zip(prompts, answers, strict=True):
+        given = dict(prompt.options)
+        beside = {"tools": given.pop("tools", None), "chat_template_kwargs": given}
+        beside = {name: value for name, value in beside.items() if value}
+        rows.append({"prompt": prompt, "answers": texts, "scores": score(prompt, texts)} | beside)
+    return rows
+
+
+def best_pairs(rows: list[dict], settings: DictConfig) -> list[dict]:
+    """The pair of each prompt that has one."""
+    return [pair for row in rows if (pair := best_against_worst(row, settings.length_ratio))]
+
+
+def nothing_to_learn(what: str, section: str) -> ScoringError:
+    return ScoringError(
+        f"{what}: no two answers to one prompt differ in score and are of similar length, so there is nothing to "
+        f"learn from; raise {section}.answers or {section}.length_ratio"
+    )
 
 
 def unique(rows: Dataset) -> list[generation.Prompt]:

@@ -64,6 +64,8 @@ def plan(
     No weights are read. `tokenizer` counts the rows' tokens; without it their characters are. `sharding` is one of
     memory.SHARDS. With suggestions where it does not fit. Raises PlanError where the architecture cannot be had.
     """
+    if cfg.loss.view == "prompts":
+        raise PlanError("this trainer draws its answers while it trains, which is not planned")
     found = model.read(cfg.model)
     train = getattr(data, "train", None)
     if hasattr(train, "select"):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from preftune.report.record import Record, finite
 
 REFERENCE, PAIRS, IPO, KTO, ORPO = "with a reference", "DPO's trainer", "IPO", "KTO", "ORPO, CPO"
+DRAWN, REWARD = "RLOO, GRPO", "reward models"
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,20 @@ SECTIONS = {
     ],
     "Health": [
         Panel("KL to the reference per token (nats)", {"kl/per_token": "estimate"}, REFERENCE, BOTH, ("kl_large",)),
-        Panel("KL term of KTO", {"kl": "of mismatched answers"}, KTO, codes=("kto_kl_zero",)),
+        Panel("KL: of KTO's mismatched answers, or of drawn ones to the reference", {"kl": "KL"}, f"{KTO}, {DRAWN}",
+              codes=("kto_kl_zero",)),
         Panel("Gradient norm, before clipping", {"grad_norm": "norm"}, codes=GRADIENT + START),
         Panel("Learning rate", {"learning_rate": "rate"}, codes=("learning_rate",)),
         Panel("Entropy (nats per token)", {"entropy": "policy"}, REFERENCE, codes=("entropy_collapse",)),
         Panel("Token accuracy", {"mean_token_accuracy": "next token right"}, PAIRS, limits=(0.0, 1.0)),
+    ],
+    "Reward": [
+        Panel("Reward of drawn answers", {"reward": "mean"}, DRAWN, BOTH, ("reward_hacked", "rewards_alike")),
+        Panel("Tokens of drawn answers", {"completions/mean_length": "mean"}, DRAWN, codes=("length_drift",)),
+        Panel("Share of drawn answers that are cut", {"completions/clipped_ratio": "cut"}, DRAWN,
+              codes=("answers_cut",), limits=(0.0, 1.0)),
+        Panel("Accuracy of the reward model", {"accuracy": "chosen above rejected"}, REWARD, BOTH, **SHARE),
+        Panel("Margin of the reward model", {"margin": "chosen − rejected"}, REWARD, BOTH),
     ],
     "Speed": [
         Panel("Tokens per second", {"tokens_per_second": "trained"}),
@@ -97,8 +107,11 @@ THRESHOLDS = {  # key of the health group: (metric, height from the limit and th
 
 
 def shown(record: Record) -> list[Panel]:
-    """The panels of which the run logged something."""
-    return [panel for panel in PANELS if any(record.series(m) or record.series(m, held_out=True) for m in panel.lines)]
+    """The panels of which the run logged something; the last shows each reward by its own name."""
+    names = {name for row in record.rows for name in row if name.startswith("rewards/") and name.endswith("/mean")}
+    own = {name: name.split("/")[1] for name in sorted(names)}
+    panels = [*PANELS, *([Panel("Rewards, each by itself", own)] if own else [])]
+    return [panel for panel in panels if any(record.series(m) or record.series(m, held_out=True) for m in panel.lines)]
 
 
 def thresholds(panel: Panel, record: Record) -> dict[float, str]:

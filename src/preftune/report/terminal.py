@@ -35,6 +35,12 @@ def table(summary: dict, run: Path) -> str:
                 for side in ("before", "after"):
                     grid.add_row(side, sample[side])
                 console.print(grid)
+        if "accuracy_ci" in summary:
+            low, high = summary["accuracy_ci"]
+            console.print(
+                f"Held-out accuracy of the reward model {summary['accuracy_after']:.1%} ({low:.1%} to {high:.1%}, "
+                f"{summary['pairs']} pairs)"
+            )
         files = [
             path for path in ("model", "preference/model", "summary.json", "metrics.jsonl") if (run / path).exists()
         ]

@@ -30,6 +30,11 @@ SHOWN = {  # what the line of a logging step says, in this order
     "logps/chosen_per_token": "chosen/token",
     "logps/rejected_per_token": "rejected/token",
     "mean_token_accuracy": "token accuracy",
+    "accuracy": "accuracy",
+    "margin": "margin",
+    "reward": "reward",
+    "kl": "KL",
+    "completions/mean_length": "tokens per answer",
     "grad_norm": "grad norm",
     "learning_rate": "lr",
 }

@@ -1,8 +1,9 @@
 """Config groups in, one TRL trainer out."""
 
 import copy
+import dataclasses
+import inspect
 import traceback
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,25 +11,28 @@ from datasets import Dataset
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from peft import PeftConfig
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from trl import RewardTrainer
 
 from preftune.config.errors import UserError
 from preftune.config.processes import world_size
-from preftune.config.stages import RESERVED, SELECTIVE
+from preftune.config.stages import READ_BY_US, RESERVED, SELECTIVE
 from preftune.data.findings import DataError
 from preftune.data.load import Data, load
+from preftune.models import adapters
 from preftune.models.load import (
     ModelError,
     continued,
     disable_dropout,
     load_adapter,
     load_model,
+    location,
     peft_config,
     require_trainable,
 )
 from preftune.models.tokenizer import carry
-from preftune.trainers import engine, fits
+from preftune.trainers import engine, fits, rewards
 from preftune.trainers.engine import require_processes
 from preftune.trainers.evaluation_means import EvaluationMeans
 from preftune.trainers.global_batch import accumulation
@@ -87,12 +91,8 @@ def build(cfg: DictConfig, data: Data, tokenizer: PreTrainedTokenizerBase, train
 
 def _build(cfg: DictConfig, data: Data, tokenizer: PreTrainedTokenizerBase, trainer_class: type) -> Trainer:
     args_class = get_class(cfg.loss.trainer.removesuffix("Trainer") + "Config")
-    arguments = trainer_arguments(cfg)
-    if data.eval is None:
-        arguments["eval_strategy"] = "no"
+    arguments = fitted_arguments(cfg, data, trainer_class, args_class)
     evaluated = None if arguments["eval_strategy"] == "no" else data.eval
-    fit_to_data(arguments, cfg, data)
-    arguments |= early_stopping(cfg, arguments) | engine.arguments(cfg)
     args = args_class(
         output_dir=cfg.output_dir,
         run_name=Path(cfg.output_dir).name,
@@ -101,11 +101,9 @@ def _build(cfg: DictConfig, data: Data, tokenizer: PreTrainedTokenizerBase, trai
         **{"logging_first_step": True, **arguments, "disable_tqdm": True},  # Progress shows one bar of our own
     )
     require_processes(args.world_size)
-    goes_on = continued(cfg.model)
-    model = (partial(load_adapter, trainable=True) if goes_on else load_model)(
-        cfg.model, cfg.lora, bool(cfg.hardware.use_cpu)
-    )
-    require_trainable(model, cfg.model.path, bool(cfg.lora))
+    scored_by = rewards.arguments(cfg, data)
+    set_seed(args.seed)  # of a reward model's new head, as TRL draws it
+    model, task = policy(cfg), cfg.loss.get("task")
     fits.require(model, tokenizer, cfg, data)
     if args.gradient_checkpointing and not model.supports_gradient_checkpointing:
         args.gradient_checkpointing = args.activation_checkpointing = False  # the second is transformers' new name
@@ -120,8 +118,9 @@ def _build(cfg: DictConfig, data: Data, tokenizer: PreTrainedTokenizerBase, trai
         processing_class=tokenizer,
         train_dataset=data.train,
         eval_dataset=evaluated,
-        peft_config=None if goes_on else adapter(cfg.lora, model),
+        peft_config=None if continued(cfg.model) else adapter(cfg.lora, model, task),
         **own_reference(model, cfg, arguments),
+        **scored_by,
     )
     say_left_out(trainer, data, evaluated)
     require_a_batch(trainer)
@@ -137,6 +136,33 @@ def _build(cfg: DictConfig, data: Data, tokenizer: PreTrainedTokenizerBase, trai
     return trainer
 
 
+def fitted_arguments(cfg: DictConfig, data: Data, trainer_class: type, args_class: type) -> dict:
+    """`trainer_arguments` as this trainer takes them, for these rows and this engine."""
+    arguments = trainer_arguments(cfg)
+    if data.eval is not None and not evaluates(trainer_class):
+        print("held-out rows: TRL's trainer cannot evaluate; held-out pairs are scored before and after training")
+    if data.eval is None or not evaluates(trainer_class):
+        arguments["eval_strategy"] = "no"
+    fit_to_data(arguments, cfg, data)
+    arguments |= early_stopping(cfg, arguments) | engine.arguments(cfg) | rewards.template_arguments(data, cfg)
+    known = {each.name for each in dataclasses.fields(args_class)}
+    return {name: value for name, value in arguments.items() if name not in READ_BY_US or name in known}
+
+
+def policy(cfg: DictConfig) -> torch.nn.Module:
+    """The model to train: an adapter that is continued, or a whole model. Raises ModelError where it cannot be."""
+    where = (cfg.model, cfg.lora, bool(cfg.hardware.use_cpu))
+    goes_on, task = continued(cfg.model), cfg.loss.get("task")
+    model = load_adapter(*where, trainable=True) if goes_on else load_model(*where, task=task)
+    require_trainable(model, cfg.model.path, bool(cfg.lora))
+    if "num_generations" in cfg.loss and cfg.loss.beta and not cfg.lora and adapters.base_of(location(cfg.model)):
+        raise ModelError(
+            f"model.path={cfg.model.path} is an adapter, and TRL loads the reference of full fine-tuning anew by its "
+            "path: python -m recipes.export it first, or lora=lora"
+        )
+    return model
+
+
 def fit_to_data(arguments: dict, cfg: DictConfig, data: Data) -> None:
     """Set the arguments that hang on the rows: KTO's weights by its labels, a reference that an adapter would move."""
     if "balance_labels" in cfg.loss and cfg.loss.balance_labels and data.kto_weights:
@@ -147,11 +173,14 @@ def fit_to_data(arguments: dict, cfg: DictConfig, data: Data) -> None:
         print(f"reference: lora.{moved[0]} trains base weights, so the reference is the model before its first step")
 
 
-def adapter(lora: DictConfig, model: torch.nn.Module) -> PeftConfig | None:
-    """`lora` as PEFT takes it (`models.load.peft_config`); None for full fine-tuning."""
+def adapter(lora: DictConfig, model: torch.nn.Module, task: str | None = None) -> PeftConfig | None:
+    """`lora` as PEFT takes it (`models.load.peft_config`); None for full fine-tuning.
+
+    With the task of a reward model PEFT trains its new head in full.
+    """
     if not lora:
         return None
-    given = OmegaConf.to_container(lora, resolve=True)
+    given = OmegaConf.to_container(lora, resolve=True) | ({"task_type": task} if task else {})
     given.pop("quantization", None)
     wanted, names = given.get("target_modules"), [name for name, _ in model.named_modules()]
     for target in wanted if isinstance(wanted, list) else ():
@@ -162,14 +191,17 @@ def adapter(lora: DictConfig, model: torch.nn.Module) -> PeftConfig | None:
 
 def say_left_out(trainer: Trainer, data: Data, evaluated: Dataset | None) -> None:
     """Print how many rows the trainer has left out, since their prompt alone fills train.max_length."""
+    why = "whose prompt alone fills train.max_length={}: no answer token is left to train on"
+    if isinstance(trainer, RewardTrainer):
+        why = "which are longer than train.max_length={}: TRL's reward trainer takes whole answers alone"
     for name, before, after in (
         ("training", data.train, trainer.train_dataset),
         ("held-out", evaluated, trainer.eval_dataset),
     ):
         if isinstance(before, Dataset) and not getattr(trainer.args, "packing", False) and len(after) < len(before):
             print(
-                f"left out: {len(before) - len(after):,} of {len(before):,} {name} rows, whose prompt alone fills "
-                f"train.max_length={trainer.args.max_length}: no answer token is left to train on"
+                f"left out: {len(before) - len(after):,} of {len(before):,} {name} rows, "
+                + why.format(trainer.args.max_length)
             )
 
 
@@ -179,6 +211,8 @@ def require_a_batch(trainer: Trainer) -> None:
         return
     rows, processes = len(trainer.train_dataset), trainer.accelerator.num_processes
     batch = trainer.args.per_device_train_batch_size * processes
+    if not rows:
+        raise DataError(f"train.max_length={trainer.args.max_length} leaves no row to train on: raise it")
     if trainer.args.dataloader_drop_last and rows < batch:
         raise DataError(
             f"train.dataloader_drop_last=true drops all {rows} rows, for a batch has {batch}: "
@@ -192,7 +226,8 @@ def early_stopping(cfg: DictConfig, arguments: dict) -> dict:
     """The trainer arguments that keep the best checkpoint by held-out accuracy (SFT: loss); none without the option."""
     if not cfg.health.early_stopping:
         return {}
-    best = "loss" if cfg.loss.view == "demonstrations" else "rewards/accuracies"
+    best = {"demonstrations": "loss", "prompts": "reward"}.get(cfg.loss.view, "rewards/accuracies")
+    best = "accuracy" if cfg.loss.get("task") else best
     return {
         "load_best_model_at_end": True,
         "metric_for_best_model": f"eval_{best}",
@@ -225,8 +260,20 @@ def moves_base(lora: DictConfig) -> list[str]:
     return found + (["bias"] if lora.get("bias", "none") != "none" else [])
 
 
+def draws(trainer_class: type) -> bool:
+    """Whether a trainer draws the answers that it trains on."""
+    return "reward_funcs" in inspect.signature(trainer_class).parameters
+
+
+def evaluates(trainer_class: type) -> bool:
+    """Whether a trainer can evaluate rows: one that draws its answers must have a way of its own."""
+    return not draws(trainer_class) or trainer_class.prediction_step is not Trainer.prediction_step
+
+
 def with_metrics(trainer_class: type) -> type:
     """`trainer_class` with preftune's metrics beside TRL's, by what the class computes."""
+    if draws(trainer_class):  # it makes its batches itself, and logs all about them
+        return trainer_class
     mixins = {
         "_compute_loss": PerTokenMetrics,
         "get_batch_loss_metrics": PerTokenMeans,

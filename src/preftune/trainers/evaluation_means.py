@@ -103,8 +103,8 @@ def real_rows(accelerator: Accelerator, inputs: dict) -> tuple[dict, bool]:
         return inputs, True
     if "attention_mask" not in inputs and "position_ids" in inputs:  # SFT's packed rows
         return inputs, True
-    paired = "completion_mask" in inputs and "label" not in inputs
-    size = len(inputs["completion_mask"]) // 2 if paired else len(next(iter(inputs.values())))
+    paired = "label" not in inputs and not {"labels", "chosen_labels"} & inputs.keys()
+    size = len(inputs["input_ids"]) // 2 if paired else len(next(iter(inputs.values())))
     real = min(size, max(0, state.remainder - accelerator.process_index * size))
 
     def cut(value):
@@ -128,6 +128,9 @@ def counted(inputs: dict) -> dict[str, float]:
         found = {"rows": len(sides["chosen"]), "tokens": sum(side.sum().item() for side in sides.values())}
         for side in sides:
             found[f"{side} row tokens"] = inputs[f"{side}_attention_mask"][:, 1:].sum().item()
+    elif "labels" not in inputs:  # a reward model's pairs
+        pairs = len(inputs["input_ids"]) // 2
+        return {"rows": pairs, "chosen rows": pairs}
     else:
         tokens = (inputs["labels"][:, 1:] != -100).sum().item()
         return {"rows": len(inputs["labels"]), "tokens": tokens, "chosen tokens": tokens}
