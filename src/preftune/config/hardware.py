@@ -1,9 +1,11 @@
 """What machine this is, found out without torch, and the resolvers through which conf/hardware/auto.yaml asks."""
 
+import contextlib
 import functools
 import netrc
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -15,6 +17,7 @@ from urllib.parse import urlparse
 from omegaconf import DictConfig, OmegaConf
 
 GIB = 2**30
+STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -83,12 +86,25 @@ def apple() -> list[Accelerator]:
     return [Accelerator("Apple silicon", 0, True)] if arm else []
 
 
+def forget_peak() -> None:
+    """Let `peak_memory_gb` begin anew: a pipeline's stages share a process. Without a GPU only Linux can."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif STATUS.exists():
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_gb() -> float:
-    """The most memory of this process so far: of its accelerator, or resident without one."""
+    """The most memory of this process since `forget_peak`: of its accelerator, or resident without one."""
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
+    if STATUS.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())):
+        return int(found[1]) * 1024 / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e9 if platform.system() == "Darwin" else peak * 1024 / 1e9
 

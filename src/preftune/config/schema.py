@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from preftune.config import hardware
 from preftune.config.keys import leaves
 from preftune.config.problems import Problem, closest
-from preftune.config.ranges import AT_LEAST_1, NOT_NEGATIVE, Range
+from preftune.config.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, Range
 from preftune.config.stages import RESERVED, node
 from preftune.config.values import Wants, complaint, wants
 
@@ -42,6 +42,7 @@ KINDS = {
     "data.token_rows": "int | None",
     "data.sft_path": "str | list | None",
     "global_batch": "int | None",
+    "flop_budget": "float | None",
     "nproc": "int | None",
     "gate.on_fail": "Literal['stop', 'warn']",
     "health.action": "Literal['warn', 'stop', 'rollback']",
@@ -61,6 +62,7 @@ RANGES = {
     "data.token_rows": AT_LEAST_1,
     "samples": NOT_NEGATIVE,
     "global_batch": AT_LEAST_1,
+    "flop_budget": POSITIVE,
     "nproc": AT_LEAST_1,
     "data.assumed.rows": AT_LEAST_1,
     "data.assumed.prompt_tokens": AT_LEAST_1,

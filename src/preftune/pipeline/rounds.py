@@ -5,6 +5,7 @@ round is two stages with lineage: <run>/round-N-pairs (answers.jsonl, pairs.json
 """
 
 import json
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
@@ -24,6 +25,7 @@ from preftune.models.load import load_model, load_tokenizer, quiet
 from preftune.pipeline import lineage
 from preftune.pipeline.lineage import Artifact, content
 from preftune.pipeline.stages import Progress, model_at_hand, model_section, needed, trained
+from preftune.runs.work import Work
 from preftune.trainers.build import load_data
 
 ANSWERS, PAIRS, HELD_OUT, SCORES = "answers.jsonl", "pairs.jsonl", "held_out.jsonl", "scores.json"
@@ -51,6 +53,8 @@ def trained_in_rounds(progress: Progress, name: str) -> None:
                 OmegaConf.merge(cfg.data, own, {"max_rows": None, "sft_path": None, "sft_fraction": 0.0}), resolve=True
             )
         }
+        if cfg.flop_budget:  # an equal share of it for each round, drawing included
+            changes["flop_budget"] = max(cfg.flop_budget / settings.number - sampled.get("flop", 0), 1.0)
         if settings.reference == "fixed" and number > 1:
             changes["model"] = {**model_section(progress), "reference": first.path}
         trained(progress, f"round-{number}", **changes)
@@ -64,7 +68,7 @@ def trained_in_rounds(progress: Progress, name: str) -> None:
 def sample(progress: Progress, data: Data, tokenizer: PreTrainedTokenizerBase, name: str, number: int) -> dict:
     """Several answers of the policy at hand to each prompt, scored, and the pairs that they make; kept like any stage.
 
-    Returns {score, pairs, prompts}: `score` is the mean over all answers.
+    Returns {score, pairs, prompts, flop, seconds}: `score` is the mean over all answers.
     """
     cfg, settings, folder = progress.cfg, progress.cfg.pipeline.rounds, progress.run / name
     wanted = OmegaConf.to_container(settings, resolve=True)
@@ -73,8 +77,9 @@ def sample(progress: Progress, data: Data, tokenizer: PreTrainedTokenizerBase, n
         return json.loads((folder / SCORES).read_text(encoding="utf-8"))
     score = scorer(settings)
     model = load_model(OmegaConf.create(model_section(progress)), OmegaConf.create({}), cfg.hardware.use_cpu)
-    prompts = unique(data.train)[: settings.prompts]
-    rows = scored(prompts, drawn(model, tokenizer, prompts, settings, cfg, number), score)
+    prompts, started = unique(data.train)[: settings.prompts], time.time()
+    with Work() as work:
+        rows = scored(prompts, drawn(model, tokenizer, prompts, settings, cfg, number), score)
     pairs = best_pairs(rows, settings)
     if not pairs and number <= settings.number:
         raise nothing_to_learn(name, "pipeline.rounds")
@@ -82,6 +87,8 @@ def sample(progress: Progress, data: Data, tokenizer: PreTrainedTokenizerBase, n
         "score": fmean(each for row in rows for each in row["scores"]),
         "pairs": len(pairs),
         "prompts": len(rows),
+        "flop": work.flop,
+        "seconds": round(time.time() - started, 1),
     }
     if main_process():
         folder.mkdir(exist_ok=True)

@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,7 +13,7 @@ from preftune.evaluate.snapshots import combine
 from preftune.models.load import quiet
 from preftune.pipeline import lineage
 from preftune.pipeline.lineage import Artifact
-from preftune.pipeline.stages import PREFERENCE, PipelineError, Progress, needed, trained
+from preftune.pipeline.stages import PREFERENCE, PipelineError, Progress, defaults, needed, trained
 from preftune.report import terminal
 from preftune.runs import checkpoints, directory
 from preftune.runs.signals import Interruption
@@ -56,10 +55,11 @@ def run_stages(cfg: DictConfig) -> dict:
 
 def step_of(name: str, cfg: DictConfig) -> Callable[[Progress, str], None]:
     """What a name in pipeline.stages stands for. Raises PipelineError where it stands for nothing."""
-    if name in STEPS:
+    branches = "ways" in cfg.pipeline and name != cfg.pipeline.ways.start
+    if name in STEPS and not (branches and name == "rounds"):
         return STEPS[name]
-    if name == PREFERENCE or (name in cfg and "loss" in cfg[name]):
-        return trained
+    if name in (PREFERENCE, "rounds") or (name in cfg and "loss" in cfg[name]):
+        return way if branches else trained
     known = ", ".join(
         [*STEPS, PREFERENCE, *(key for key in cfg if isinstance(cfg[key], DictConfig) and "loss" in cfg[key])]
     )
@@ -108,14 +108,6 @@ def exported(progress: Progress, name: str) -> None:
     lineage.record(output, made_of, lineage.artifact(output))
 
 
-def defaults(recipe: str) -> DictConfig:
-    """The keys of another recipe's file, with their defaults."""
-    loaded = OmegaConf.load(resources.files("preftune.conf") / f"{recipe}.yaml")
-    return OmegaConf.create(
-        {key: value for key, value in OmegaConf.to_container(loaded).items() if key not in ("defaults", "hydra")}
-    )
-
-
 def rounds(progress: Progress, name: str) -> None:
     """Iterative preference training (rounds.py)."""
     from preftune.pipeline.rounds import trained_in_rounds
@@ -123,4 +115,17 @@ def rounds(progress: Progress, name: str) -> None:
     trained_in_rounds(progress, name)
 
 
-STEPS: dict[str, Callable[[Progress, str], None]] = {"rounds": rounds, "evaluate": evaluated, "export": exported}
+def way(progress: Progress, name: str) -> None:
+    """One of several ways from a common start (ways.py)."""
+    from preftune.pipeline import ways
+
+    {"halves": ways.halved, "compare": ways.compared}.get(name, ways.branch)(progress, name)
+
+
+STEPS: dict[str, Callable[[Progress, str], None]] = {
+    "rounds": rounds,
+    "evaluate": evaluated,
+    "export": exported,
+    "halves": way,
+    "compare": way,
+}

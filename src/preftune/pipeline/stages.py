@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -124,3 +125,11 @@ def whole_model(result: Path, merged: Path, dtype: str, lora: DictConfig) -> Art
         lineage.record(merged, made_of, lineage.artifact(merged))
     wait_for_all()
     return lineage.artifact(merged)
+
+
+def defaults(recipe: str) -> DictConfig:
+    """The keys of another recipe's file, with their defaults."""
+    loaded = OmegaConf.load(resources.files("preftune.conf") / f"{recipe}.yaml")
+    return OmegaConf.create(
+        {key: value for key, value in OmegaConf.to_container(loaded).items() if key not in ("defaults", "hydra")}
+    )

@@ -1,5 +1,6 @@
 """One training run, from its config to its report."""
 
+import contextlib
 import dataclasses
 import shutil
 import sys
@@ -15,7 +16,7 @@ from preftune import fastpath
 from preftune.config import check, hardware
 from preftune.config.errors import Interrupted, Stopped, advice, brief
 from preftune.config.files import write_json
-from preftune.config.hardware import peak_memory_gb, resident_gb
+from preftune.config.hardware import forget_peak, peak_memory_gb, resident_gb
 from preftune.config.processes import main_process, sharding_engine, world_size
 from preftune.config.stages import SELECTIVE
 from preftune.data.load import Data
@@ -40,6 +41,7 @@ from preftune.runs.checkpoints import Seal, carry_on, require_readable, require_
 from preftune.runs.samples import Samples
 from preftune.runs.signals import Interruption
 from preftune.runs.tracking import MetricsFile, Progress, Tracker
+from preftune.runs.work import Counted, Work
 from preftune.trainers.build import build, load_data, with_metrics
 
 
@@ -102,10 +104,13 @@ def write_report(run: Path) -> None:
 def carried_out(run: Run) -> dict:
     """The steps of a run in their order; returns its summary, which summary.json and W&B then hold."""
     started = time.time()
+    forget_peak()
     tokenizer, data = prepare(run)
     planned, idle = announce(run.cfg, data, tokenizer), resident_gb()
-    trainer = build_trainer(run.cfg, data, tokenizer)
-    trainer.findings = run.findings
+    work = Work(run.cfg.flop_budget) if run.cfg.flop_budget else None
+    with work or contextlib.nullcontext():  # the reference may be scored here
+        trainer = build_trainer(run.cfg, data, tokenizer)
+    trainer.work, trainer.findings = work, run.findings
     describe(run, trainer, data)
     snapshots = [snapshot("start", trainer, data, run.cfg)]
     gate = pass_gate(run, data, snapshots[0])
@@ -127,6 +132,7 @@ def carried_out(run: Run) -> dict:
         "findings": len(run.findings.rows()),
         "proofs": [dataclasses.asdict(each) for each in run.findings.proofs.values()],
         "rolled_back_to": monitor.rolled_back_to,
+        "flop": trainer.state.total_flos if work else None,
         "peak_memory_gb": peak_memory_gb(),
         "seconds": round(time.time() - started, 1),
     }
@@ -177,7 +183,7 @@ def build_trainer(cfg: DictConfig, data: Data | None = None, tokenizer: PreTrain
     if settings.pop("enabled"):
         trainer_class = fastpath.trainer_class(trainer_class, **settings)
     measured = with_metrics(trainer_class)
-    trainer = build(cfg, data, tokenizer, type(trainer_class.__name__, (ProvedStart, measured), {}))
+    trainer = build(cfg, data, tokenizer, type(trainer_class.__name__, (ProvedStart, Counted, measured), {}))
     if trainer.args.gradient_checkpointing and cfg.hardware.get("gradient_checkpointing") == SELECTIVE:
         keep_products(trainer.model)
     return trainer
