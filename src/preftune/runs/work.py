@@ -44,6 +44,14 @@ class Counted:
         with self.work or contextlib.nullcontext():
             return super().train(*args, **kwargs)
 
+    def evaluate(self, *args, **kwargs):
+        before = self.work.flop if self.work else 0
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            if self.work:
+                self.work.flop = before  # what is measured is no part of the training
+
     def floating_point_ops(self, inputs):
         if self.work is None:
             return super().floating_point_ops(inputs)
