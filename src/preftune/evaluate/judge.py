@@ -132,9 +132,12 @@ class RewardModel:
 
     def __init__(self, path: str):
         """Raises ModelError where there is none, or where it is a language model."""
+        import torch
+
         from preftune.models.load import load_reward_model
 
-        self.model, self.tokenizer = load_reward_model(path)
+        model, self.tokenizer = load_reward_model(path)
+        self.model = model.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def score(self, prompt: Messages, answer: str) -> float:
         """The reward of an answer."""

@@ -146,6 +146,8 @@ def fitted_arguments(cfg: DictConfig, data: Data, trainer_class: type, args_clas
     fit_to_data(arguments, cfg, data)
     arguments |= early_stopping(cfg, arguments) | engine.arguments(cfg) | rewards.template_arguments(data, cfg)
     known = {each.name for each in dataclasses.fields(args_class)}
+    if "chat_template_kwargs" in arguments.keys() - known:
+        raise DataError(f"{trainer_class.__name__} takes no template arguments: leave chat_template_kwargs out")
     return {name: value for name, value in arguments.items() if name not in READ_BY_US or name in known}
 
 

@@ -56,6 +56,8 @@ def reward(name: str, watched: bool) -> tuple[PreTrainedModel | Callable, PreTra
     """A reward as TRL's trainers take it, with the tokenizer of a model: by its path, or the name of a function."""
     if Path(name).exists() or "/" in name or "." not in name:
         model, tokenizer = load_reward_model(name)
+        if tokenizer.chat_template is None:
+            raise RewardError(f"loss.rewards: the tokenizer of {name} has no chat template to write dialogues by")
         model.config._name_or_path = (WATCHED if watched else "") + (Path(name).name or name)
         return model, tokenizer
     try:
