@@ -14,6 +14,8 @@ from preftune.plan import plan
 from preftune.report import model_card, page
 from preftune.runs import samples, training
 
+pytestmark = pytest.mark.slow
+
 ADVISERS = {
     "plan": (plan, "plan", "plan: not available"),
     "data check": (set_checks, "check", "data check: not available"),

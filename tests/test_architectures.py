@@ -29,6 +29,7 @@ def test_what_trl_trains_is_trained_with_its_losses(name, tmp_path):
     assert row["full"]["trl"]
 
 
+@pytest.mark.slow
 def test_a_model_without_gradient_checkpointing_trains_under_the_defaults(typed, pairs_file, small, tmp_path):
     build("openai-gpt", tmp_path / "model")
     given = ["model=path", f"model.path={tmp_path / 'model'}", "data=file", f"data.path={pairs_file}", "output_dir=run"]

@@ -8,6 +8,8 @@ import sys
 import pytest
 import shared_cases
 
+pytestmark = pytest.mark.slow
+
 TINY = ["model=tiny", "hardware=cpu", "tracking=none", "data.max_rows=16", "train.max_steps=1", "gate.on_fail=warn"]
 
 
@@ -51,14 +53,12 @@ def test_wandb_disabled_is_honoured_in_a_line(typed):
     assert "wandb sync" not in done.stdout
 
 
-@pytest.mark.slow
 def test_an_export_below_a_file_is_one_line(typed, places):
     assert typed("recipes.dpo", *TINY, "output_dir=run").returncode == 0
     done = typed("recipes.export", "run=run", "output=file/exported")
     assert done.returncode == 1 and "Name another place" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("most", [1000, 4000, 120_000], ids=["config", "report", "cache"])
 def test_a_disk_that_is_full_from_the_start_is_one_line_and_the_remedy_works(tmp_path, monkeypatch, most):
     monkeypatch.setenv("PREFTUNE_CACHE", str(tmp_path / "cache"))
@@ -74,7 +74,6 @@ def test_a_disk_that_is_full_from_the_start_is_one_line_and_the_remedy_works(tmp
     assert subprocess.run(command, capture_output=True).returncode == 0
 
 
-@pytest.mark.slow
 def test_a_row_longer_than_the_positions_that_a_model_has_learned_is_one_line(typed, tmp_path):
     model = shared_cases.checkpoints(tmp_path / "models") / "gpt2short"
     given = [*TINY, "model=path", f"model.path={model}", "output_dir=run"]
@@ -83,7 +82,6 @@ def test_a_row_longer_than_the_positions_that_a_model_has_learned_is_one_line(ty
     assert typed("recipes.dpo", *given, "train.max_length=128").returncode == 0
 
 
-@pytest.mark.slow
 def test_dropping_the_last_batch_of_too_few_rows_is_one_line(typed):
     given = [*TINY, "data.eval_fraction=0", "hardware.per_device_train_batch_size=32", "output_dir=run"]
     done = typed("recipes.dpo", *given, "train.dataloader_drop_last=true")

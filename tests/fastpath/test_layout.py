@@ -128,6 +128,7 @@ def test_any_batch_scores_as_trl_scores_it(family):
         holds()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="flex_attention is compiled, which takes a C++ compiler")
 def test_flex_attention_scores_as_the_dense_mask_does():
     ids, _, labels = padded([([5] * 20, [8, 9, 4]), ([6, 7], [7, 3, 2]), ([5] * 20, [3, 4]), ([6, 7], [2, 2])])

@@ -21,6 +21,7 @@ def tiny(composed):
     return composed("dpo").model
 
 
+@pytest.mark.slow
 def test_the_embedded_smollm2_answers_sensibly(tiny):
     tiny.path = "embedded://smollm2"
     tokenizer = load_tokenizer(tiny)

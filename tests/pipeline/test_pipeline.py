@@ -130,6 +130,7 @@ def distinct_letters(prompt, answer):
     return len(set(answer))
 
 
+@pytest.mark.slow
 def test_rounds_of_sampling_scoring_and_training_run_and_are_kept(composed, capsys):
     rounds = ["pipeline=iterative_dpo", "pipeline.rounds.number=2", "pipeline.rounds.prompts=8"]
     more = ["pipeline.rounds.reference=fixed", "pipeline.rounds.max_new_tokens=12", "pipeline.rounds.length_ratio=9"]

@@ -112,6 +112,7 @@ def test_what_a_suggestion_says_fits(composed):
         assert plan.plan(changed(cfg, line.split())).fits
 
 
+@pytest.mark.slow
 def test_checkpointing_packing_and_smaller_batches_save_memory(composed):
     base = ["hardware=gpu", "model=mistral7b", "lora=lora", "data=ultrafeedback", "hardware.memory_gb=80"]
     total = plan.plan(composed("dpo", *base)).memory_gb["total"]
@@ -201,6 +202,7 @@ def test_a_model_whose_architecture_is_nowhere_is_one_clear_error(composed):
         plan.plan(composed("dpo", "model.path=nobody/nothing"))
 
 
+@pytest.mark.slow
 def test_a_preset_for_long_rows_says_how_long_one_may_be(composed):
     given = ("hardware=long", "hardware.memory_gb=3", "lora=lora")
     cfg = composed("plan", *given)

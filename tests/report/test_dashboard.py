@@ -74,6 +74,7 @@ def config(records):
     return run["config"]["update"]
 
 
+@pytest.mark.slow
 def test_a_multirun_is_one_wandb_run_a_job(runs_of):
     folder, runs = runs_of
     assert [len(list(path.glob("wandb/offline-run-*"))) for path in sorted(folder.glob("runs/*"))] == [1, 1, 1, 1]
@@ -82,6 +83,7 @@ def test_a_multirun_is_one_wandb_run_a_job(runs_of):
         assert [record["exit"]["exit_code"] for record in records if record["type"] == "exit"] == [0]
 
 
+@pytest.mark.slow
 def test_every_panel_shows_what_real_runs_log_and_says_which_losses_log_it(runs_of):
     found = {config(records)["choices"]["loss"]: logged(records) for records in runs_of[1]}
     names = {f"tables/{name}": "" for name in ("findings", "samples", "data_findings")}
@@ -91,6 +93,7 @@ def test_every_panel_shows_what_real_runs_log_and_says_which_losses_log_it(runs_
         assert losses == LOGGED_BY[by], f"{name}: {losses}"
 
 
+@pytest.mark.slow
 def test_runs_are_grouped_by_keys_that_their_config_has(runs_of):
     workspace = dashboard.workspace("", "p", "n")
     for records in runs_of[1]:
@@ -99,6 +102,7 @@ def test_runs_are_grouped_by_keys_that_their_config_has(runs_of):
             assert key in config(records)[section]
 
 
+@pytest.mark.slow
 def test_no_key_is_in_any_file_of_a_run(runs_of):
     files = [path for path in runs_of[0].rglob("*") if path.is_file()]
     assert len(files) > 40

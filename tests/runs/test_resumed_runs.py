@@ -13,6 +13,8 @@ from preftune.runs.checkpoints import PARTS, SEAL, lacking
 from preftune.runs.directory import RunError
 from preftune.runs.training import train
 
+pytestmark = pytest.mark.slow
+
 STEPS = ("train.max_steps=4", "train.save_steps=2", "train.save_total_limit=null")
 
 
