@@ -71,7 +71,7 @@ def test_the_card_tells_data_loss_results_lineage_and_versions(trained, tmp_path
         f"trl: {manifest['versions']['trl']}",
         "LoRA, r=16, alpha=32",
         "greedy answers are the same, log-probs differ by",
-        "the merged bfloat16 model beside the trained one",
+        "the re-loaded model beside the trained one",
     ):
         assert told in card, told
     assert card.index("`embedded://tiny`") < card.index("sft-model`")
@@ -144,7 +144,9 @@ def test_an_export_that_answers_otherwise_is_an_error_and_leaves_nothing(trained
         return model
 
     monkeypatch.setattr(export, "with_adapter", spoiled)
-    with pytest.raises(ExportError, match="the merged model answers otherwise than the trained one"):
+    with pytest.raises(
+        ExportError, match="the merged model beside the trained one.*and rounding stays below 0.01 at any token"
+    ):
         export.export(str(trained("dpo")), str(tmp_path / "model"), None, "trained")
     assert not list(tmp_path.iterdir())
 

@@ -120,6 +120,36 @@ def demonstrations(stage: Stage) -> Iterator[Problem]:
         yield Problem("data.sft_fraction", "needs an SFT term in the loss; write loss=dpo_sft, loss=orpo or loss=cpo")
 
 
+def eval_sets(stage: Stage) -> Iterator[Problem]:
+    """Names that give metrics of their own (TRL logs eval_loss and eval_nll_loss), and sections that say where."""
+    data = stage.section("data")
+    sets = node(stage.config, "data.eval_sets")
+    for name, given in sets.items():
+        key = f"data.eval_sets.{name}"
+        if name in ("train", "eval", "nll", "aux") or not re.fullmatch(r"[A-Za-z]\w*", str(name)):
+            yield Problem(key, f"its metrics would be eval_{name}_…: name it in letters, digits and _, and not {name}")
+        if isinstance(given, dict) and "path" not in given:
+            yield Problem(key, "is a section without a path, and needs one")
+        for other in (given.keys() - data.keys()) if isinstance(given, dict) else ():
+            yield Problem(f"{key}.{other}", "no such key; a set takes the keys of data, such as path and columns")
+    if sets and not data.get("eval_split") and (not data.get("eval_fraction") or data.get("streaming")):
+        yield Problem("data.eval_sets", "stand beside held-out rows, and there are none; write data.eval_split=<file>")
+
+
+def averaging(stage: Stage) -> Iterator[Problem]:
+    """TRL's callback makes a second model by the class and the config of the first, and averages all its parameters."""
+    bema, engine = stage.section("bema"), stage.section("hardware").get("engine") or ""
+    if bema and stage.section("lora"):
+        yield Problem("bema", "TRL averages whole models and knows no adapters; write lora=none, or leave bema out")
+    if bema and engine.startswith(("fsdp", "zero")):
+        yield Problem("bema", f"TRL averages no weights that hardware.engine={engine} shards; leave bema out")
+    every, steps = bema.get("update_freq", 400), stage["max_steps"] or -1
+    if bema and isinstance(every, int) and 0 < steps < every + (bema.get("update_after") or 0):
+        yield Problem(
+            "bema.update_freq", f"{every} is never reached in train.max_steps={steps}; write {max(steps // 10, 1)}"
+        )
+
+
 def quantized_base(stage: Stage) -> Iterator[Problem]:
     quantization = node(stage.config, "lora.quantization")
     bits = [name for name in ("load_in_4bit", "load_in_8bit") if quantization.get(name)]
@@ -249,6 +279,8 @@ RULES = [
     moving_reference,
     streaming,
     demonstrations,
+    eval_sets,
+    averaging,
     quantized_base,
     adapted_head,
     evaluations,

@@ -12,8 +12,19 @@ from preftune.evaluate.generation import Prompt, generated, prompts
 from preftune.evaluate.subjects import Subject
 
 COUNT, TOKENS = 10, 32  # prompts, and the most tokens of an answer
-ROUNDING = 1e-2  # nats: sums of float32 in another order stay below it
 ANY = [Prompt([{"role": "user", "content": "How do I keep bread fresh for a week?"}], {})]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How far apart log-probs may be before it is no rounding: `nats`, and of which tokens."""
+
+    nats: float
+    of: str
+
+
+EXACT = Limit(1e-2, "at any token")  # sums of float32 in another order
+HALF = Limit(0.25, "per token on average")  # weights or products of 16 bits or less: single tokens move further
 
 
 @dataclass(frozen=True)
@@ -23,14 +34,21 @@ class Answers:
     rows: list[tuple[list[int], list[int]]]
     logps: torch.Tensor  # (tokens of all scored answers,)
 
-    def gap(self, other: "Answers") -> float:
-        """The largest difference of a token's log-prob, in nats."""
-        return (self.logps - other.logps).abs().max().item()
+    def gaps(self, other: "Answers") -> torch.Tensor:
+        """How far the log-probs of each token are apart, in nats."""
+        return (self.logps - other.logps).abs()
+
+    def within(self, other: "Answers", limit: Limit) -> bool:
+        """Whether rounding explains the difference; NaN is explained by nothing."""
+        gaps = self.gaps(other)
+        return bool((gaps.max() if limit is EXACT else gaps.mean()) < limit.nats)
 
     def beside(self, other: "Answers") -> str:
         """How far `other` is from this one, in words."""
         same = sum(mine == theirs for mine, theirs in zip(self.rows, other.rows, strict=True))
-        return f"{same} of {len(self.rows)} greedy answers are the same, log-probs differ by {self.gap(other):.1e} nats"
+        gaps = self.gaps(other)
+        apart = f"log-probs differ by {gaps.max():.1e} nats at most, {gaps.mean():.1e} per token on average"
+        return f"{same} of {len(self.rows)} greedy answers are the same, {apart}"
 
 
 def asked(subject: Subject) -> list[Prompt]:
@@ -39,6 +57,7 @@ def asked(subject: Subject) -> list[Prompt]:
         return ANY
     data = subjects.base().data.copy()
     data.merge_with(subject.cfg.data, {"skipped_file": None})
+    data.eval_sets = {}
     try:
         view, seed = subject.cfg.loss.view, subject.cfg.train.seed
         rows = load(data, view=view, tokenizer=None, max_length=None, seed=seed).eval

@@ -164,6 +164,7 @@ def held_out(cfg: DictConfig, teacher: Subject, tokenizer: PreTrainedTokenizerBa
         raise EvaluationError(f"{teacher.name} is no run, and holds no data out: name some, eval_data=FILE")
     else:
         settings = OmegaConf.merge(subjects.base().data, teacher.cfg.data, {"skipped_file": None})
+        settings.eval_sets = {}
         view, seed = teacher.cfg.loss.view, teacher.cfg.train.seed
         found = load_data(settings, view=view, tokenizer=tokenizer, max_length=length, seed=seed).eval_pairs
     if found is None or not len(found):

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from preftune.config.errors import UserError, advice
 from preftune.evaluate import agreement
-from preftune.evaluate.agreement import ROUNDING, Answers
+from preftune.evaluate.agreement import EXACT, HALF, Answers, Limit
 from preftune.evaluate.subjects import ADAPTER, Subject, base_model, find, on_device, use_cpu, weights
 from preftune.models import adapters
 from preftune.models.adapters import with_adapter
@@ -48,7 +48,7 @@ def export(run: str, output: str, dtype: str | None, base: str, to: Sequence[str
     subject, target, to = find(run), Path(output).expanduser(), [to] if isinstance(to, str) else list(to)
     require(subject, target, to, dtype, base)
     check = Check(subject)
-    check.ask("trained", weights(subject), subject.tokenizer())
+    check.ask("trained", weights(subject), subject.tokenizer(), None)
     said = []
     with new_folder(target) as folder:
         if "adapter" in to:
@@ -87,24 +87,20 @@ class Check:
         self.subject, self.prompts, self.lines = subject, agreement.asked(subject), []
         self.seen: dict[str, Answers] = {}
 
-    def ask(
-        self, name: str, model: torch.nn.Module, tokenizer: object, like: str = "trained", exact: bool = True
-    ) -> None:
-        """Note what a form says. Raises ExportError where it must say what the form `like` says, and does not."""
+    def ask(self, name: str, model: torch.nn.Module, tokenizer: object, limit: Limit | None) -> None:
+        """Note what a form says. Raises ExportError where it is further from the trained model than `limit` allows."""
+        trained = self.seen.get("trained")
         with advice("check of the export"):
-            first = self.seen.get("trained")
-            self.seen[name] = agreement.answers(model, tokenizer, self.prompts, first)
-        if first is None or name not in self.seen:
+            self.seen[name] = agreement.answers(model, tokenizer, self.prompts, trained)
+        if trained is None or name not in self.seen:
             return
-        found, other = self.seen[name], self.seen.get(like)
-        if [prompt for prompt, _ in found.rows] != [prompt for prompt, _ in first.rows]:
+        found = self.seen[name]
+        if [prompt for prompt, _ in found.rows] != [prompt for prompt, _ in trained.rows]:
             raise ExportError(f"the {name} model's tokenizer writes other prompts than {self.subject.name}'s: {ASK}")
-        if other and not found.gap(other) < ROUNDING:
-            raise ExportError(
-                f"the {name} model answers otherwise than the {like} one: {other.beside(found)}, where rounding stays "
-                f"below {ROUNDING} nats. Nothing was exported: {ASK}"
-            )
-        self.lines.append(f"the {name} model beside the trained one: {first.beside(found)} at most")
+        line = f"the {name} model beside the trained one: {trained.beside(found)}"
+        if limit and not trained.within(found, limit):
+            raise ExportError(f"{line}, and rounding stays below {limit.nats} {limit.of}. Nothing was exported: {ASK}")
+        self.lines.append(line)
 
 
 ASK = "please report it with the run's config.yaml; to=[adapter] saves the adapter as it is"
@@ -129,19 +125,18 @@ def new_folder(target: Path) -> Iterator[Path]:
 def save_merged(subject: Subject, folder: Path, dtype: str, base: str, check: Check) -> str:
     """Save the whole model with its tokenizer, template and generation config, and read it again."""
     tokenizer, model = subject.tokenizer(), merged(subject, base)
-    rounds = subject.start.dtype != "float32" or "quantization" in subject.lora
-    check.ask("merged", model, tokenizer, None if rounds else "trained")
+    quantized, full = "quantization" in subject.lora, subject.start.dtype == "float32"
+    limit = EXACT if full and not quantized else HALF if base == "trained" else None
+    check.ask("merged", model, tokenizer, limit)
     model.to(getattr(torch, dtype))
-    if dtype != subject.start.dtype:
-        check.ask(f"merged {dtype}", model, tokenizer, None)
     carry(tokenizer, model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     size = model.num_parameters() / 1e6
     del model
     again = whole_at(folder, subject, dtype)
-    like = f"merged {dtype}" if dtype != subject.start.dtype else "merged"
-    check.ask("re-loaded", on_device(load_model(again, OmegaConf.create({}), use_cpu())), load_tokenizer(again), like)
+    limit = limit and (limit if dtype == "float32" else HALF)
+    check.ask("re-loaded", on_device(load_model(again, OmegaConf.create({}), use_cpu())), load_tokenizer(again), limit)
     return f"{size:,.1f}M parameters in {dtype}"
 
 
@@ -172,7 +167,7 @@ def save_adapter(subject: Subject, folder: Path, check: Check) -> str:
     subject.tokenizer().save_pretrained(folder)
     saved = OmegaConf.merge(subject.base, {"path": str(folder), "revision": None})
     loaded = on_device(load_adapter(saved, subject.lora, use_cpu()))
-    check.ask("saved adapter's", loaded, load_tokenizer(base_model(str(folder))))
+    check.ask("saved adapter's", loaded, load_tokenizer(base_model(str(folder))), HALF if subject.bf16 else EXACT)
     other = [f"{key}={settings[key]}" for key, value in FOR_VLLM.items() if settings.get(key) not in (value, None)]
     if "quantization" in subject.lora:
         other.append("a quantized base")
