@@ -3,6 +3,7 @@
 import importlib.util
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from preftune.config.problems import Problem
 from preftune.config.ranges import adapter_numbers, label_smoothing, numbers
@@ -245,6 +246,20 @@ def loaders(stage: Stage) -> Iterator[Problem]:
         yield stage.problem("dataloader_prefetch_factor", text)
 
 
+def sharding(stage: Stage) -> Iterator[Problem]:
+    """What accelerate and DeepSpeed would take as it is and fail on, when the model is there."""
+    if stage["parallelism_config"] is not None:
+        text = "wants an object of accelerate's, which no YAML holds; leave it out (hardware=fsdp shards a model)"
+        yield stage.problem("parallelism_config", text)
+    given, key = stage["deepspeed"], stage.key("deepspeed")
+    if isinstance(given, str) and not Path(given).expanduser().is_file():
+        yield stage.problem("deepspeed", f"there is no file {given}; write hardware=zero3, or a JSON file's path")
+    zero = given.get("zero_optimization") if isinstance(given, dict) else None
+    if isinstance(given, dict) and not (isinstance(zero, dict) and zero.get("stage") in (0, 1, 2, 3)):
+        text = f"is no configuration of DeepSpeed's; write hardware=zero3, or {key}.zero_optimization.stage=2"
+        yield stage.problem("deepspeed", text)
+
+
 def on_its_way_out(stage: Stage) -> Iterator[Problem]:
     """What TRL takes and ignores, or is about to drop, by its own help texts."""
     for name, value in stage.args.items():
@@ -288,5 +303,6 @@ RULES = [
     batches,
     drawn_answers,
     loaders,
+    sharding,
     on_its_way_out,
 ]

@@ -101,7 +101,7 @@ def exported(progress: Progress, name: str) -> None:
 
     output = progress.run / "exported"
     wanted = OmegaConf.merge(defaults("export"), progress.cfg.pipeline.export)
-    asked = {key: OmegaConf.to_object(wanted)[key] for key in ("dtype", "base", "to")}
+    asked = OmegaConf.to_object(OmegaConf.masked_copy(wanted, ["dtype", "base", "to"]))
     made_of = {"model": lineage.artifact(progress.result).digest, **asked}
     if not needed(output, made_of) or not main_process():
         return
