@@ -133,6 +133,8 @@ def eval_sets(stage: Stage) -> Iterator[Problem]:
             yield Problem(key, "is a section without a path, and needs one")
         for other in (given.keys() - data.keys()) if isinstance(given, dict) else ():
             yield Problem(f"{key}.{other}", "no such key; a set takes the keys of data, such as path and columns")
+    if sets and stage.view == "prompts":
+        yield Problem("data.eval_sets", f"{stage.trainer} draws its answers and evaluates one set; leave them out")
     if sets and not data.get("eval_split") and (not data.get("eval_fraction") or data.get("streaming")):
         yield Problem("data.eval_sets", "stand beside held-out rows, and there are none; write data.eval_split=<file>")
 

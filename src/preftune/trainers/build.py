@@ -145,7 +145,7 @@ def set_callbacks(trainer: Trainer, cfg: DictConfig, data: Data) -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(BestIsMeasured(data.eval_sets))
-    if cfg.health.early_stopping:
+    if cfg.health.early_stopping and trainer.args.eval_strategy != "no":
         trainer.add_callback(EarlyStoppingCallback(cfg.health.early_stopping))
     if cfg.bema:
         trainer.add_callback(BEMACallback(**cfg.bema))
@@ -241,7 +241,7 @@ def require_a_batch(trainer: Trainer) -> None:
 
 def early_stopping(cfg: DictConfig, arguments: dict) -> dict:
     """The trainer arguments that keep the best checkpoint by held-out accuracy (SFT: loss); none without the option."""
-    if not cfg.health.early_stopping:
+    if not cfg.health.early_stopping or arguments["eval_strategy"] == "no":
         return {}
     best = {"demonstrations": "loss", "prompts": "reward"}.get(cfg.loss.view, "rewards/accuracies")
     best = "accuracy" if cfg.loss.get("task") else best
