@@ -13,7 +13,7 @@ from preftune.config.check import ConfigError, require
 from preftune.runs.training import build_trainer, train
 
 DEMO = "pkg://preftune.data/demo/eval.jsonl"
-LOSSES = ["dpo", "kto", "orpo", "simpo", "sft"]
+LOSSES = ["dpo", "kto", "orpo", "simpo", "sft", "reward"]
 
 
 @pytest.fixture
