@@ -1,4 +1,4 @@
-"""Export a run as one merged model: weights, tokenizer, chat template, model card.
+"""Export a run as one merged model, as its adapter or for Ollama, with a card, checked to answer as it did.
 
 `python -m recipes.export run=runs/demo output=exported/demo`; `--help` lists the keys.
 """
@@ -11,10 +11,13 @@ from preftune.config.errors import report_user_errors
 
 @hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="export")
 def main(cfg):
+    from preftune.models import hub
     from preftune.pipeline.export import export  # imports torch: only after the checks
 
     with report_user_errors():
-        print(export(**cfg))
+        print(export(cfg.run, cfg.output, cfg.dtype, cfg.base, cfg.to))
+        if cfg.push:
+            print(f"pushed: {hub.push(cfg.output, cfg.push, cfg.private)}")
 
 
 if __name__ == "__main__":

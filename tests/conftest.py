@@ -118,7 +118,7 @@ def settings():
 FAST = {  # of seconds: they start no process and train no model
     "test_fields", "test_values", "test_rules", "test_renamed", "test_hardware", "test_remedies", "test_house",
     "test_closed_forms", "test_mechanics", "test_global_batch", "test_layout", "test_statistics", "test_scoring",
-    "test_conversions", "test_shapes", "test_mixing", "test_demo_data", "test_record", "test_comparison",
+    "test_conversions", "test_shapes", "test_mixing", "test_demo_data", "test_record", "test_comparison", "test_seams",
 }  # fmt: skip
 
 

@@ -42,6 +42,9 @@ def test_what_the_project_ships_has_no_problem(recipe, override):
     ("overrides", "key", "phrase"),
     [
         (["+train.hub_token=hf_x"], "train.hub_token", "set HF_TOKEN"),
+        (["+hardware.parallelism_config=abc"], "hardware.parallelism_config", "wants an object of accelerate's"),
+        (["+hardware.deepspeed={a: 1}"], "hardware.deepspeed", "is no configuration of DeepSpeed's"),
+        (["+train.deepspeed=ds.json"], "train.deepspeed", "there is no file ds.json"),
         (["train.learning_rate=-1e-6"], "train.learning_rate", "at least 0"),
         (["loss.beta=0"], "loss.beta", "above 0, got 0; usual is 0.1"),
         (["train.max_length=0"], "train.max_length", "above 0"),

@@ -19,8 +19,11 @@ def endpoint(status=200, says=None):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             asked.append({"path": self.path, "key": self.headers.get("Authorization"), "body": body})
             content = body["messages"][0]["content"]
-            first, second = content.split("[Answer A]\n")[1].split("\n\nBetter answer:")[0].split("\n\n[Answer B]\n")
-            verdict = (says or shorter)(first, second)
+            if "[Answer A]" in content:
+                both = content.split("[Answer A]\n")[1].split("\n\nBetter answer:")[0].split("\n\n[Answer B]\n")
+                verdict = (says or shorter)(*both)
+            else:
+                verdict = f"Message {len(body['messages'])}."
             reply = {"choices": [{"message": {"role": "assistant", "content": verdict}}]}
             if status != 200:
                 reply = {"error": f"refused: {self.headers.get('Authorization')}"}

@@ -77,9 +77,9 @@ def test_a_refusal_names_the_variable_and_never_the_key(monkeypatch):
 
 
 def test_a_server_that_is_not_there_is_one_line():
-    with pytest.raises(JudgeError, match="the judge at 127.0.0.1 gave no answer"):
+    with pytest.raises(JudgeError, match="the endpoint at 127.0.0.1 gave no answer"):
         asked("http://127.0.0.1:9")(ROW, "one", "other")
-    with pytest.raises(JudgeError, match="must begin with http"):
+    with pytest.raises(JudgeError, match="begins with http"):
         judge.build(
             OmegaConf.create(
                 {

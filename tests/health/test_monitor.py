@@ -223,3 +223,16 @@ def test_early_stopping_keeps_the_best_held_out_checkpoint(composed):
     best = json.loads(sorted(Path(cfg.output_dir).glob("checkpoint-*"))[-1].joinpath("trainer_state.json").read_text())
     assert best["global_step"] < 30  # accuracy is 1.0 soon, and does not get better
     assert summary["held_out"]["eval_rewards/accuracies"] == pytest.approx(best["best_metric"])
+
+
+def test_strict_evaluates_answers_and_keeps_the_best(composed):
+    cfg = composed("dpo", "health=strict", "health.action=warn", "train.max_steps=20", "sample_steps=5")
+    train(cfg)
+    rows = [json.loads(line) for line in (Path(cfg.output_dir) / "metrics.jsonl").read_text().splitlines()]
+    held_out = [row["step"] for row in rows if "eval_rewards/accuracies" in row]
+    assert held_out == list(range(2, held_out[-1] + 1, 2)) and len(held_out) >= 4
+    assert all("eval_kl/per_token" in row for row in rows if "eval_loss" in row)
+    samples = (Path(cfg.output_dir) / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in samples][:1] == [5]
+    best = json.loads(max(Path(cfg.output_dir).glob("checkpoint-*/trainer_state.json")).read_text())
+    assert best["best_metric"] == max(row["eval_rewards/accuracies"] for row in rows if "eval_loss" in row)

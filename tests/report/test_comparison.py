@@ -166,3 +166,41 @@ def test_the_recipe_refuses_what_is_no_format_and_no_run(last, code, told, far_a
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == code and told in capsys.readouterr().err
+
+
+def seeded(a_run, loss, accuracies):
+    return [
+        a_run(
+            f"{loss}-{seed}", [evaluation(5, 0.6, 0.009), evaluation(10, accuracy, 0.011)], accuracy,
+            config={"loss": {"loss_type": [loss]}, "train": {"seed": seed}, "data": {"eval_split": "held.jsonl"}},
+            manifest_json={"choices": {"loss": loss}},
+        )
+        for seed, accuracy in enumerate(accuracies, start=1)
+    ]  # fmt: skip
+
+
+def test_a_loss_is_better_only_where_the_spreads_over_seeds_do_not_overlap(a_run):
+    found = comparison.compare(
+        [
+            *seeded(a_run, "dpo", (0.80, 0.82, 0.84)),
+            *seeded(a_run, "ipo", (0.79, 0.81, 0.83)),
+            *seeded(a_run, "nca", (0.6, 0.61)),
+        ]
+    )
+    assert [(each.label, len(each.runs)) for each in found.seeds] == [("dpo", 3), ("ipo", 3), ("nca", 2)]
+    assert (found.seeds[0].mean, found.seeds[0].spread) == (pytest.approx(0.82), pytest.approx(0.02))
+    assert {each.rank for each in found.entries if each.name[:3] != "nca"} == {1}
+    assert {each.rank for each in found.entries if each.name[:3] == "nca"} == {7}
+    assert any(note.startswith("dpo is better than nca:") for note in found.notes)
+    assert any(note.startswith("dpo is not told apart from ipo:") for note in found.notes)
+    text, page = as_text(found), comparison_report.html(found)
+    assert "82.0% ± 2.0%" in text and "82.0% ± 2.0%" in page and "<h1>2 losses level: dpo 82.0%" in page
+    assert json.loads(as_json(found))["seeds"][2] == {
+        "label": "nca", "n": 2, "mean": pytest.approx(0.605), "standard_deviation": pytest.approx(0.00707, rel=1e-2)
+    }  # fmt: skip
+
+
+def test_a_single_seed_beats_nothing(a_run):
+    found = comparison.compare([*seeded(a_run, "dpo", (0.60, 0.62)), *seeded(a_run, "ipo", (0.95,))])
+    assert {each.rank for each in found.entries} == {1}
+    assert any("ipo is not told apart from dpo" in note and "single seed" in note for note in found.notes)

@@ -55,7 +55,7 @@ def config(*overrides: str):
 def trainer_of(cfg, output_dir):
     """The trainer that preftune builds from `cfg`, on the eight pairs."""
     cfg.output_dir = str(output_dir)
-    return build_trainer(cfg, SimpleNamespace(train=rows(cfg.loss.view), eval=None, kto_weights=None))
+    return build_trainer(cfg, SimpleNamespace(train=rows(cfg.loss.view), eval=None, eval_sets={}, kto_weights=None))
 
 
 def closed_form(name: str, loss, batch: dict, policy, reference) -> torch.Tensor:

@@ -13,7 +13,8 @@ from preftune.config.renamed import KEYS, OURS
 from preftune.config.stages import ADAPTERS, RESERVED, Stage, adapter_class, config_class, home, sections
 from preftune.config.trainer_fields import Field, fields
 
-OPEN = ("architecture", "chat_template_kwargs", "columns", "export", "judge", "kwargs")  # mappings of any keys
+# Mappings of any keys
+OPEN = ("architecture", "chat_template_kwargs", "columns", "eval_sets", "export", "judge", "kwargs")
 
 
 def leaves(node: dict, path: str = "") -> Iterator[tuple[str, object]]:

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from preftune.config.problems import Problem
 from preftune.config.ranges import adapter_numbers, label_smoothing, numbers
@@ -120,6 +121,38 @@ def demonstrations(stage: Stage) -> Iterator[Problem]:
         yield Problem("data.sft_fraction", "needs an SFT term in the loss; write loss=dpo_sft, loss=orpo or loss=cpo")
 
 
+def eval_sets(stage: Stage) -> Iterator[Problem]:
+    """Names that give metrics of their own (TRL logs eval_loss and eval_nll_loss), and sections that say where."""
+    data = stage.section("data")
+    sets = node(stage.config, "data.eval_sets")
+    for name, given in sets.items():
+        key = f"data.eval_sets.{name}"
+        if name in ("train", "eval", "nll", "aux") or not re.fullmatch(r"[A-Za-z]\w*", str(name)):
+            yield Problem(key, f"its metrics would be eval_{name}_…: name it in letters, digits and _, and not {name}")
+        if isinstance(given, dict) and "path" not in given:
+            yield Problem(key, "is a section without a path, and needs one")
+        for other in (given.keys() - data.keys()) if isinstance(given, dict) else ():
+            yield Problem(f"{key}.{other}", "no such key; a set takes the keys of data, such as path and columns")
+    if sets and stage.view == "prompts":
+        yield Problem("data.eval_sets", f"{stage.trainer} draws its answers and evaluates one set; leave them out")
+    if sets and not data.get("eval_split") and (not data.get("eval_fraction") or data.get("streaming")):
+        yield Problem("data.eval_sets", "stand beside held-out rows, and there are none; write data.eval_split=<file>")
+
+
+def averaging(stage: Stage) -> Iterator[Problem]:
+    """TRL's callback makes a second model by the class and the config of the first, and averages all its parameters."""
+    bema, engine = stage.section("bema"), stage.section("hardware").get("engine") or ""
+    if bema and stage.section("lora"):
+        yield Problem("bema", "TRL averages whole models and knows no adapters; write lora=none, or leave bema out")
+    if bema and engine.startswith(("fsdp", "zero")):
+        yield Problem("bema", f"TRL averages no weights that hardware.engine={engine} shards; leave bema out")
+    every, steps = bema.get("update_freq", 400), stage["max_steps"] or -1
+    if bema and isinstance(every, int) and 0 < steps < every + (bema.get("update_after") or 0):
+        yield Problem(
+            "bema.update_freq", f"{every} is never reached in train.max_steps={steps}; write {max(steps // 10, 1)}"
+        )
+
+
 def quantized_base(stage: Stage) -> Iterator[Problem]:
     quantization = node(stage.config, "lora.quantization")
     bits = [name for name in ("load_in_4bit", "load_in_8bit") if quantization.get(name)]
@@ -215,6 +248,20 @@ def loaders(stage: Stage) -> Iterator[Problem]:
         yield stage.problem("dataloader_prefetch_factor", text)
 
 
+def sharding(stage: Stage) -> Iterator[Problem]:
+    """What accelerate and DeepSpeed would take as it is and fail on, when the model is there."""
+    if stage["parallelism_config"] is not None:
+        text = "wants an object of accelerate's, which no YAML holds; leave it out (hardware=fsdp shards a model)"
+        yield stage.problem("parallelism_config", text)
+    given, key = stage["deepspeed"], stage.key("deepspeed")
+    if isinstance(given, str) and not Path(given).expanduser().is_file():
+        yield stage.problem("deepspeed", f"there is no file {given}; write hardware=zero3, or a JSON file's path")
+    zero = given.get("zero_optimization") if isinstance(given, dict) else None
+    if isinstance(given, dict) and not (isinstance(zero, dict) and zero.get("stage") in (0, 1, 2, 3)):
+        text = f"is no configuration of DeepSpeed's; write hardware=zero3, or {key}.zero_optimization.stage=2"
+        yield stage.problem("deepspeed", text)
+
+
 def on_its_way_out(stage: Stage) -> Iterator[Problem]:
     """What TRL takes and ignores, or is about to drop, by its own help texts."""
     for name, value in stage.args.items():
@@ -249,6 +296,8 @@ RULES = [
     moving_reference,
     streaming,
     demonstrations,
+    eval_sets,
+    averaging,
     quantized_base,
     adapted_head,
     evaluations,
@@ -256,5 +305,6 @@ RULES = [
     batches,
     drawn_answers,
     loaders,
+    sharding,
     on_its_way_out,
 ]

@@ -152,10 +152,17 @@ def named_files(config: dict) -> Iterator[tuple[str, str]]:
     for key in ("model.path", "model.chat_template", "data.path", "data.sft_path", "data.eval_split"):
         section, _, name = key.partition(".")
         given = node(config, section).get(name)
-        for source in given if isinstance(given, list) else [given]:
-            source = source.get("path") if isinstance(source, dict) else source
-            if isinstance(source, str):
-                yield key, source
+        yield from paths_of(key, given)
+    for name, given in node(config, "data.eval_sets").items():
+        yield from paths_of(f"data.eval_sets.{name}", given)
+
+
+def paths_of(key: str, given: object) -> Iterator[tuple[str, str]]:
+    """The paths in what a key may hold, each with the key."""
+    for source in given if isinstance(given, list) else [given]:
+        source = source.get("path") if isinstance(source, dict) else source
+        if isinstance(source, str):
+            yield key, source
 
 
 def lacking_here(config: dict) -> Iterator[Problem]:

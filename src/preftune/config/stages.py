@@ -16,8 +16,8 @@ RESERVED = {
 }
 SELECTIVE = "selective"
 WIDER = {"gradient_checkpointing": f"bool | Literal[{SELECTIVE!r}]"}  # arguments that take more here than with TRL
-ADAPTERS = ("lora", "lora.quantization")  # sections that feed no trainer
 READ_BY_US = ("max_length",)  # of `train`, also where the trainer has no such argument: held-out pairs are scored by it
+ADAPTERS = ("lora", "lora.quantization", "bema")  # sections that feed no trainer
 
 
 class InvalidArgument(Exception):
@@ -25,12 +25,12 @@ class InvalidArgument(Exception):
 
 
 def adapter_class(section: str, config: dict) -> str:
-    """The class that a section of ADAPTERS feeds: peft's configuration of `lora.peft_type`, or transformers' own.
+    """The class that a section of ADAPTERS feeds: peft's configuration of `lora.peft_type`, or the libraries' own.
 
     Raises LookupError, with the types that there are, where peft has no such type.
     """
     if section != "lora":
-        return "transformers.BitsAndBytesConfig"
+        return {"bema": "trl.BEMACallback"}.get(section, "transformers.BitsAndBytesConfig")
     given, classes = str(node(config, "lora").get("peft_type") or "LORA").upper(), exported("peft")
     if given in (types := members("peft", "PeftType")):
         named = f"{given.replace('_', '')}config".lower()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import xxhash
 from datasets import Dataset, IterableDataset, concatenate_datasets
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
 from preftune.config.errors import advice
@@ -26,14 +26,16 @@ UNREAD = ("unread_files", "unread_columns")  # findings that the run's line repe
 class Data:
     """The rows of one run, and what was found in them.
 
-    `train` and `eval` are in the view's form (see views.py); `eval_pairs` are held-out pairs for evaluation, whatever
-    the view. They are None where there are none. `line` is the one line that the run prints, `kinds` are the rows to
-    train on as they were read, by kind, with their origins; `sets` and `words` are figures by kind.
+    `train`, `eval` and the `eval_sets` by name are in the view's form (see views.py); `eval_pairs` are held-out pairs
+    for evaluation, whatever the view. They are None where there are none. `line` is the one line that the run prints,
+    `kinds` are the rows to train on as they were read, by kind, with their origins; `sets` and `words` are figures by
+    kind.
     """
 
     train: Dataset | IterableDataset | None = None
     eval: Dataset | None = None
     eval_pairs: Dataset | None = None
+    eval_sets: dict[str, Dataset] = field(default_factory=dict, repr=False)
     path: str = ""
     shape: str = ""
     line: str = ""
@@ -56,6 +58,8 @@ def load(data: DictConfig, view: str, tokenizer: PreTrainedTokenizerBase, max_le
     """
     found, findings = examined(data, view, tokenizer, max_length, seed)
     findings.stop_on_errors()
+    if empty := [name for name, rows in found.eval_sets.items() if not rows]:
+        raise DataError(f"data.eval_sets.{empty[0]}={data.eval_sets[empty[0]]}: no row that can be evaluated")
     balance = ""
     if view == UNPAIRED:
         good = sum(found.train["label"])
@@ -68,6 +72,7 @@ def load(data: DictConfig, view: str, tokenizer: PreTrainedTokenizerBase, max_le
         found.kto_weights = views.kto_weights(good, len(found.train) - good)
         balance = f", {good:,} good and {len(found.train) - good:,} bad"
     held_out = f"{len(found.eval):,} held out" if found.eval else "none held out"
+    held_out += "".join(f", {len(rows):,} {name}" for name, rows in found.eval_sets.items())
     parts = [found.shape, f"{len(found.train):,} rows to train on ({view}{balance}), {held_out}"]
     parts += [f"{found.skipped:,} bad rows left out"] if found.skipped else []
     warnings = ", ".join(finding.code for finding in found.findings if finding.severity == WARNING)
@@ -80,6 +85,8 @@ def load(data: DictConfig, view: str, tokenizer: PreTrainedTokenizerBase, max_le
     for name in ("train", "eval", "eval_pairs"):
         if (rows := getattr(found, name)) is not None and not isinstance(rows, IterableDataset):
             setattr(found, name, views.without_empty(rows.remove_columns("origin")))
+    for name, rows in found.eval_sets.items():
+        found.eval_sets[name] = views.without_empty(rows.remove_columns("origin"))
     return found
 
 
@@ -119,6 +126,8 @@ def examined(
         held_out = combined([views.view(each.rows, each.kind, view, Findings()) for each in apart])
         found.eval = held_out and ordered(held_out, view, seed)
         found.eval_pairs = combined([each.rows for each in apart if each.kind == PAIRS])
+        sets = {name: eval_set(data, name, view, findings) for name in data.eval_sets}
+        found.eval_sets = {name: rows and ordered(rows, view, seed) for name, rows in sets.items()}
         if found.eval is not None:
             with advice("leakage check"):
                 set_checks.leakage(found.train, found.eval, findings)
@@ -135,6 +144,8 @@ def examined(
                     fields = sum((each.fields for each in tables), Counter())
                     template_checks.unread_fields(fields, found.read, tokenizer, findings)
             found.eval = usable(found.eval, kind, tokenizer, max_length, findings)
+            for name, rows in found.eval_sets.items():
+                found.eval_sets[name] = usable(rows, kind, tokenizer, max_length, findings)
             found.eval_pairs = usable(found.eval_pairs, PAIRS, tokenizer, max_length, Findings())
             if not len(found.train):
                 findings.add("no_rows", [each.source.line() for each in tables])
@@ -203,6 +214,14 @@ def usable(
         return token_checks.with_room(rows, tokenizer, max_length, findings) or None
     rows = rows and token_checks.answered(rows, kind, tokenizer, max_length, findings)
     return rows if rows else None
+
+
+def eval_set(data: DictConfig, name: str, view: str, findings: Findings) -> Dataset | None:
+    """One set of data.eval_sets, read by the settings of `data` where it has none of its own; None without a row."""
+    given = data.eval_sets[name]
+    own = given if isinstance(given, DictConfig) else {"path": given, "name": None, "revision": None}
+    tables = [table(each, findings) for each in sources(OmegaConf.merge(data, own))]
+    return combined([views.view(each.rows, each.kind, view, findings) for each in tables if len(each.rows)])
 
 
 def demonstrations(

@@ -1,18 +1,20 @@
 """A run's model in the terminal: one dialogue, streamed, with the reference's below it where that is wanted."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from preftune.evaluate import subjects
-from preftune.evaluate.subjects import Loaded, find, weights
+from preftune.evaluate.judge import Endpoint
+from preftune.evaluate.subjects import SubjectError, find, weights
 from preftune.models.load import quiet
 from preftune.models.tokenizer import stop_tokens, token_ids
 
 RESET, QUIT = "/reset", "/quit"
+TIMEOUT = 120  # seconds for one answer of an endpoint
 
 
 class Streamer(TextStreamer):
@@ -30,34 +32,57 @@ class Streamer(TextStreamer):
 def chat(cfg: DictConfig) -> None:
     """Answer each line of stdin with the model of `cfg.run`, and with its reference too where `cfg.compare`.
 
-    Each of the two goes on with its own answers. Raises SubjectError and ModelError.
+    Each of the two goes on with its own answers. With `cfg.endpoint` the server there answers, which knows the model as
+    `cfg.run`. Raises SubjectError, ModelError and JudgeError.
     """
     quiet()
-    subject = find(cfg.run)
-    if cfg.compare:
-        loaded = subjects.load(subject, cfg.reference)
-    else:
-        loaded = Loaded(weights(subject), subject.tokenizer(), None)
-    names = ["policy", "reference"] if cfg.compare else ["policy"]
-    dialogues = {name: [] for name in names}
+    answering = served(cfg) if cfg.endpoint else loaded(cfg)
+    dialogues: dict[str, list[dict]] = {name: [] for name in answering}
     torch.manual_seed(cfg.seed)
-    print(f"{cfg.run}{f', reference {cfg.reference or subject.start.path}' if cfg.compare else ''}. {RESET}, {QUIT}")
+    print(
+        f"{cfg.run}{f', reference {cfg.reference or find(cfg.run).start.path}' if cfg.compare else ''}. {RESET}, {QUIT}"
+    )
     for line in typed():
         if line == QUIT:
             break
         if line == RESET:
-            dialogues = {name: [] for name in names}
+            dialogues = {name: [] for name in answering}
             print("(forgotten)", flush=True)
             continue
         for name, dialogue in dialogues.items():
             print(f"{name}> ", end="", flush=True)
             dialogue.append({"role": "user", "content": line})
-            if name == "policy":
-                said = answer(loaded.model, loaded.tokenizer, dialogue, cfg)
-            else:
-                with loaded.reference() as other:
-                    said = answer(other, loaded.tokenizer, dialogue, cfg)
-            dialogue.append({"role": "assistant", "content": said.strip()})
+            dialogue.append({"role": "assistant", "content": answering[name](dialogue).strip()})
+
+
+def loaded(cfg: DictConfig) -> dict[str, Callable[[list[dict]], str]]:
+    """By name, what answers a dialogue: the model of `cfg.run`, and its reference where that is wanted."""
+    subject = find(cfg.run)
+    if not cfg.compare:
+        model, tokenizer = weights(subject), subject.tokenizer()
+        return {"policy": lambda dialogue: answer(model, tokenizer, dialogue, cfg)}
+    both = subjects.load(subject, cfg.reference)
+
+    def reference(dialogue: list[dict]) -> str:
+        with both.reference() as other:
+            return answer(other, both.tokenizer, dialogue, cfg)
+
+    return {"policy": lambda dialogue: answer(both.model, both.tokenizer, dialogue, cfg), "reference": reference}
+
+
+def served(cfg: DictConfig) -> dict[str, Callable[[list[dict]], str]]:
+    """The same for a model behind an OpenAI-compatible endpoint."""
+    if cfg.compare:
+        raise SubjectError("compare=true shows a reference that is loaded here: leave endpoint out, or compare")
+    options = {"max_tokens": cfg.max_new_tokens, "temperature": cfg.temperature, "top_p": cfg.top_p, "seed": cfg.seed}
+    server = Endpoint(cfg.endpoint, cfg.run, "OPENAI_API_KEY", TIMEOUT, options)
+
+    def policy(dialogue: list[dict]) -> str:
+        said = server.answer(dialogue)
+        print(said, flush=True)
+        return said
+
+    return {"policy": policy}
 
 
 def typed() -> Iterator[str]:

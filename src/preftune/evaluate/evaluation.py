@@ -126,7 +126,8 @@ def row(subject: Subject, first: Subject, cfg: DictConfig, decide: Judge | None,
             decide,
             loaded.tokenizer,
         ),
-        **({"tasks": benchmarks(loaded, cfg)} if cfg.tasks else {}),
+        "tasks": benchmarks(loaded.model, loaded.tokenizer, data, cfg, bf16),
+        "reference_tasks": of_reference(benchmarks),
     }
 
 
@@ -164,6 +165,7 @@ def held_out(cfg: DictConfig, teacher: Subject, tokenizer: PreTrainedTokenizerBa
         raise EvaluationError(f"{teacher.name} is no run, and holds no data out: name some, eval_data=FILE")
     else:
         settings = OmegaConf.merge(subjects.base().data, teacher.cfg.data, {"skipped_file": None})
+        settings.eval_sets = {}
         view, seed = teacher.cfg.loss.view, teacher.cfg.train.seed
         found = load_data(settings, view=view, tokenizer=tokenizer, max_length=length, seed=seed).eval_pairs
     if found is None or not len(found):
@@ -253,9 +255,11 @@ def rule_scores(rule: Rule | RewardModel, answered: list[tuple[list[dict], str, 
     return found
 
 
-def benchmarks(loaded: Loaded, cfg: DictConfig) -> dict:
-    """The results of lm-eval's tasks for the policy, with its adapter on."""
-    return results(loaded.model, loaded.tokenizer, list(cfg.tasks), cfg.tasks_limit, cfg.tasks_path)
+def benchmarks(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, data: HeldOut, cfg: DictConfig, bf16: bool
+) -> dict:
+    """The results of lm-eval's tasks for a model; empty where none is wanted."""
+    return results(model, tokenizer, list(cfg.tasks), cfg.tasks_limit, cfg.tasks_path) if cfg.tasks else {}
 
 
 def table(rows: list[dict]) -> str:
@@ -270,7 +274,8 @@ def table(rows: list[dict]) -> str:
             if any(each.get(key) is not None for each in rows):
                 numbers.add_row(label, *(written(each.get(key), form) for each in rows))
         for task, metric in dict.fromkeys((t, m) for each in rows for t, f in each.get("tasks", {}).items() for m in f):
-            numbers.add_row(f"{task} {metric}", *(written(each["tasks"][task].get(metric), ".4f") for each in rows))
+            for label, key in ((f"{task} {metric}", "tasks"), ("  the reference's", "reference_tasks")):
+                numbers.add_row(label, *(written(each[key][task].get(metric), ".4f") for each in rows))
         numbers.add_section()
         numbers.add_row("reference", *(each["reference"] for each in rows))
         console.print(numbers)

@@ -165,32 +165,38 @@ class Endpoint:
 
     def __init__(self, base_url: str, model: str, api_key_env: str, timeout: float, options: dict):
         if urlsplit(base_url).scheme not in ("http", "https"):
-            raise JudgeError("judge.base_url must begin with http:// or https://, such as http://localhost:8000/v1")
+            raise JudgeError(
+                f"{base_url}: an endpoint begins with http:// or https://, such as http://localhost:8000/v1"
+            )
         self.url, self.model, self.timeout = f"{base_url.rstrip('/')}/chat/completions", model, timeout
         self.options, self.api_key_env = dict(options), api_key_env
         self._key = os.environ.get(api_key_env, "").strip()
 
     def __call__(self, prompt: Messages, first: str, second: str) -> float:
         asked = [{"role": "user", "content": request(prompt, first, second)}]
-        said = str(self._answer({"model": self.model, "messages": asked, **self.options}))
+        said = self.answer(asked)
         last = said.strip().rpartition("\n")[2]  # a model that thinks aloud ends with its verdict
         letter = LETTER.fullmatch(last)
         if letter is None:
             raise JudgeError(f"judge.model={self.model} did not end with A, B or T: {self._clean(said)[-200:]!r}")
         return VERDICTS[letter[1].upper()]
 
-    def _answer(self, body: dict) -> str:
+    def answer(self, messages: Messages) -> str:
+        """What the served model says to a dialogue. Raises JudgeError where it says nothing."""
+        body = {"model": self.model, "messages": messages, **self.options}
         asked = urllib.request.Request(self.url, json.dumps(body).encode(), {"Content-Type": "application/json"})
         if self._key:
             asked.add_unredirected_header("Authorization", f"Bearer {self._key}")
         try:
             with urllib.request.urlopen(asked, timeout=self.timeout) as reply:
-                return json.load(reply)["choices"][0]["message"]["content"]
+                return str(json.load(reply)["choices"][0]["message"]["content"])
         except urllib.error.HTTPError as error:
             why = f"{error.code} {self._clean(error.read(9999).decode(errors='replace'))[:300]}"
         except (OSError, ValueError, LookupError, TypeError) as error:
             why = f"{type(error).__name__}: {self._clean(str(error))}"
-        raise JudgeError(f"the judge at {urlsplit(self.url).hostname} gave no answer ({why}){self._hint()}") from None
+        raise JudgeError(
+            f"the endpoint at {urlsplit(self.url).hostname} gave no answer ({why}){self._hint()}"
+        ) from None
 
     def _hint(self) -> str:
         return "" if self._key else f". No key was sent: {self.api_key_env} is not set"

@@ -68,10 +68,9 @@ def summarize(trainer: Trainer, snapshots: list[Snapshot | None], held_out: dict
 
 def last_evaluation(trainer: Trainer) -> dict:
     """The held-out metrics of the trained model: those of its last step where these were just computed."""
-    for logs in trainer.state.log_history:
-        if logs["step"] == trainer.state.global_step and "eval_loss" in logs:
-            return logs
-    return trainer.evaluate()
+    last = [logs for logs in trainer.state.log_history if logs["step"] == trainer.state.global_step]
+    found = [logs for logs in last if any(name.startswith("eval_") for name in logs)]  # one row for each set
+    return {name: value for logs in found for name, value in logs.items()} or trainer.evaluate()
 
 
 def combine(summaries: dict[str, dict]) -> dict:

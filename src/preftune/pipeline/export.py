@@ -1,75 +1,149 @@
-"""A run's result as one whole model: its adapter merged into the weights that it was trained over, and a card."""
+"""A run's result for those who serve it: one whole model, its adapter, a Modelfile; checked to answer as it did."""
 
+import json
 import shutil
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from preftune.config.errors import UserError, advice
-from preftune.evaluate.subjects import Subject, find, on_device, use_cpu, weights
-from preftune.models import hub
+from preftune.evaluate import agreement
+from preftune.evaluate.agreement import EXACT, HALF, Answers, Limit
+from preftune.evaluate.subjects import ADAPTER, Subject, base_model, find, on_device, use_cpu, weights
+from preftune.models import adapters
 from preftune.models.adapters import with_adapter
-from preftune.models.load import load_model, quiet
-from preftune.models.tokenizer import carry, token_ids
+from preftune.models.load import load_adapter, load_model, load_tokenizer, location, quiet
+from preftune.models.tokenizer import carry, stop_tokens
 from preftune.report import model_card
 
 BASES = ("trained", "original")
 DTYPES = ("float32", "bfloat16", "float16")
-PROBE = [
-    {"role": "user", "content": "How do I keep bread fresh for a week?"},
-    {"role": "assistant", "content": "Slice it, freeze it, and toast what you eat."},
-]
+FORMS = ("merged", "adapter", "ollama")
+FOR_VLLM = {"use_dora": False, "modules_to_save": None, "bias": "none", "peft_type": "LORA"}  # it serves nothing else
+
+WHY_NO_TEMPLATE = """# No TEMPLATE: Ollama's are written in Go, and it chooses one of its own where it knows the family
+# of the Jinja template in tokenizer_config.json or GGUF. Where `ollama show --template` prints {{ .Prompt }} alone, it
+# knew none, and one has to be written here."""
 
 
 class ExportError(UserError):
     """Why a run cannot be exported there, and how to go on."""
 
 
-def export(run: str, output: str, dtype: str | None, base: str, push: str | None = None, private: bool = True) -> str:
+def export(run: str, output: str, dtype: str | None, base: str, to: Sequence[str] = ("merged",)) -> str:
     """Save the model of `run` (what subjects.find takes) in the new folder `output`; returns what was done, in words.
 
+    `to`: "merged" is the whole model, "ollama" the same with a Modelfile, "adapter" the adapter in `output`/adapter.
     `dtype` of the saved weights, null: as the run loaded them. `base`: "trained" merges a QLoRA adapter into the 4-bit
     weights that it was trained over, dequantized: an adapter makes up for what rounding did to these, so that over the
     full-precision ones ("original") the logits are others. The folder is written beside its place under a temporary
-    name and moved into it, and nothing is overwritten; `push` uploads it to the hub as well.
-    Raises ExportError, SubjectError and ModelError.
+    name and moved into it, and nothing is overwritten.
+    Raises ExportError, also where what was saved answers otherwise than the run, SubjectError and ModelError.
     """
     quiet()
-    subject, target = find(run), Path(output).expanduser()
+    subject, target, to = find(run), Path(output).expanduser(), [to] if isinstance(to, str) else list(to)
+    require(subject, target, to, dtype, base)
+    check = Check(subject)
+    check.ask("trained", weights(subject), subject.tokenizer(), None)
+    said = []
+    with new_folder(target) as folder:
+        if "adapter" in to:
+            said.append(save_adapter(subject, folder / "adapter", check))
+        if {"merged", "ollama"} & set(to):
+            said.append(save_merged(subject, folder, dtype or subject.start.dtype, base, check))
+        if "ollama" in to:
+            said.append(modelfile(folder, target))
+        with advice("model card"):
+            card = model_card.text(subject, target.name, base, check.lines)
+            (folder / "README.md").write_text(card, encoding="utf-8")
+    return "\n".join([f"{target}: {said[0]}", *said[1:], *check.lines])
+
+
+def require(subject: Subject, target: Path, to: list[str], dtype: str | None, base: str) -> None:
+    """Raise ExportError where it cannot be done, before a model is loaded."""
     if base not in BASES or dtype not in (None, *DTYPES):
         raise ExportError(f"base={base}: one of {', '.join(BASES)}; dtype={dtype}: null, or one of {', '.join(DTYPES)}")
+    if not to or set(to) - set(FORMS):
+        raise ExportError(f"to=[{','.join(to)}]: a list of some of {', '.join(FORMS)}")
     if target.exists():
-        raise ExportError(f"output={output} exists, and nothing is overwritten: name a new folder")
-    tokenizer = subject.tokenizer()
-    ids = torch.tensor([token_ids(tokenizer, PROBE)])
-    before = log_probs(weights(subject), ids)
-    model = merged(subject, base)
-    difference = (log_probs(model, ids) - before).abs().max().item()
-    model.to(getattr(torch, dtype or subject.start.dtype))
-    carry(tokenizer, model)
+        raise ExportError(f"output={target} exists, and nothing is overwritten: name a new folder")
+    if "adapter" in to and not subject.adapter:
+        raise ExportError(f"to=[adapter]: {subject.name} has no adapter, all its weights were trained: to=[merged]")
+    if "adapter" in to and (below := adapters.base_of(location(subject.base), subject.base.revision)):
+        raise ExportError(
+            f"to=[adapter]: this adapter stands on another one, {subject.base.path} over {below[0]}, and servers take "
+            "an adapter over a whole model: to=[merged]"
+        )
+
+
+class Check:
+    """Whether each form of an export answers as the model that was trained; `lines` say it."""
+
+    def __init__(self, subject: Subject):
+        self.subject, self.prompts, self.lines = subject, agreement.asked(subject), []
+        self.seen: dict[str, Answers] = {}
+
+    def ask(self, name: str, model: torch.nn.Module, tokenizer: object, limit: Limit | None) -> None:
+        """Note what a form says. Raises ExportError where it is further from the trained model than `limit` allows."""
+        trained = self.seen.get("trained")
+        with advice("check of the export"):
+            self.seen[name] = agreement.answers(model, tokenizer, self.prompts, trained)
+        if trained is None or name not in self.seen:
+            return
+        found = self.seen[name]
+        if [prompt for prompt, _ in found.rows] != [prompt for prompt, _ in trained.rows]:
+            raise ExportError(f"the {name} model's tokenizer writes other prompts than {self.subject.name}'s: {ASK}")
+        line = f"the {name} model beside the trained one: {trained.beside(found)}"
+        if limit and not trained.within(found, limit):
+            raise ExportError(f"{line}, and rounding stays below {limit.nats} {limit.of}. Nothing was exported: {ASK}")
+        self.lines.append(line)
+
+
+ASK = "please report it with the run's config.yaml; to=[adapter] saves the adapter as it is"
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder that is written beside its place and moved there at the end, readable by everyone."""
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        with advice("model card"):
-            card = model_card.text(subject, target.name, base, difference)
-            (scratch / "README.md").write_text(card, encoding="utf-8")
-        for path in scratch.iterdir():  # mkdtemp's folders and safetensors' files are their owner's alone
-            path.chmod(0o644)
-        scratch.chmod(0o755)
+        yield scratch
+        for path in [scratch, *scratch.rglob("*")]:  # mkdtemp's folders and safetensors' files are their owner's alone
+            path.chmod(0o755 if path.is_dir() else 0o644)
         if target.exists():
-            raise ExportError(f"output={output} was made meanwhile, and nothing is overwritten: name a new folder")
+            raise ExportError(f"output={target} was made meanwhile, and nothing is overwritten: name a new folder")
         scratch.rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    told = f"\npushed: {hub.push(str(target), push, private)}" if push else ""
-    return (
-        f"{target}: {model.num_parameters() / 1e6:,.1f}M parameters in {dtype or subject.start.dtype}\n"
-        f"log-probs before and after differ by {difference:.1e} nats at most (a dialogue of {ids.size(1)} tokens){told}"
-    )
+
+
+def save_merged(subject: Subject, folder: Path, dtype: str, base: str, check: Check) -> str:
+    """Save the whole model with its tokenizer, template and generation config, and read it again."""
+    tokenizer, model = subject.tokenizer(), merged(subject, base)
+    quantized, full = "quantization" in subject.lora, subject.start.dtype == "float32"
+    limit = EXACT if full and not quantized else HALF if base == "trained" else None
+    check.ask("merged", model, tokenizer, limit)
+    model.to(getattr(torch, dtype))
+    carry(tokenizer, model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = model.num_parameters() / 1e6
+    del model
+    again = whole_at(folder, subject, dtype)
+    limit = limit and (limit if dtype == "float32" else HALF)
+    check.ask("re-loaded", on_device(load_model(again, OmegaConf.create({}), use_cpu())), load_tokenizer(again), limit)
+    return f"{size:,.1f}M parameters in {dtype}"
+
+
+def whole_at(folder: Path, subject: Subject, dtype: str) -> DictConfig:
+    """The `model` section of the saved model."""
+    how = {name: subject.start[name] for name in ("attn_implementation", "trust_remote_code", "kwargs")}
+    return OmegaConf.merge(base_model(str(folder)), how, {"dtype": dtype})
 
 
 def merged(subject: Subject, base: str) -> torch.nn.Module:
@@ -81,7 +155,33 @@ def merged(subject: Subject, base: str) -> torch.nn.Module:
     return on_device(with_adapter(start, subject.weights))
 
 
-@torch.no_grad()
-def log_probs(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    """Log-probs of every next token of `ids` (1, length), in float32: (length, vocabulary)."""
-    return model(input_ids=ids.to(model.device), use_cache=False).logits[0].float().log_softmax(-1).cpu()
+def save_adapter(subject: Subject, folder: Path, check: Check) -> str:
+    """Save the adapter with its tokenizer, its base named by hub id or whole path, and load it over that base."""
+    folder.mkdir()
+    for path in Path(subject.weights).glob("adapter_*"):
+        shutil.copyfile(path, folder / path.name)
+    base, settings = location(subject.base), json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+    base = str(Path(base).resolve()) if Path(base).exists() else base
+    settings |= {"base_model_name_or_path": base, "revision": subject.base.revision}
+    (folder / ADAPTER).write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    subject.tokenizer().save_pretrained(folder)
+    saved = OmegaConf.merge(subject.base, {"path": str(folder), "revision": None})
+    loaded = on_device(load_adapter(saved, subject.lora, use_cpu()))
+    check.ask("saved adapter's", loaded, load_tokenizer(base_model(str(folder))), HALF if subject.bf16 else EXACT)
+    other = [f"{key}={settings[key]}" for key, value in FOR_VLLM.items() if settings.get(key) not in (value, None)]
+    if "quantization" in subject.lora:
+        other.append("a quantized base")
+    told = f"; vLLM does not serve {', '.join(other)} as it was trained: serve the merged model" if other else ""
+    return f"adapter over {base}{told}"
+
+
+def modelfile(folder: Path, target: Path) -> str:
+    """Write Ollama's Modelfile; returns how to make a GGUF of the folder."""
+    tokenizer = load_tokenizer(base_model(str(folder)))
+    stops = [tokenizer.decode([token]) for token in stop_tokens(tokenizer)]
+    lines = [WHY_NO_TEMPLATE, "FROM .", *(f"PARAMETER stop {json.dumps(stop)}" for stop in stops)]
+    (folder / "Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return (
+        f"Ollama: ollama create {target.name} -f {target}/Modelfile; as GGUF, for architectures that it does not read: "
+        f"python llama.cpp/convert_hf_to_gguf.py {target} --outfile {target}.gguf, and FROM that file"
+    )

@@ -101,10 +101,11 @@ def exported(progress: Progress, name: str) -> None:
 
     output = progress.run / "exported"
     wanted = OmegaConf.merge(defaults("export"), progress.cfg.pipeline.export)
-    made_of = {"model": lineage.artifact(progress.result).digest, "dtype": wanted.dtype, "base": wanted.base}
+    asked = OmegaConf.to_object(OmegaConf.masked_copy(wanted, ["dtype", "base", "to"]))
+    made_of = {"model": lineage.artifact(progress.result).digest, **asked}
     if not needed(output, made_of) or not main_process():
         return
-    print(export.export(str(progress.result.parent), str(output), wanted.dtype, wanted.base))
+    print(export.export(str(progress.result.parent), str(output), **asked))
     lineage.record(output, made_of, lineage.artifact(output))
 
 

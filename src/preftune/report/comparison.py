@@ -8,9 +8,12 @@ else the mean of |log-ratio per token| of chosen and rejected; without a referen
 step. Where there is no such distance, final values are ranked, and the notes say so. docs/report.md says it at length.
 """
 
+import json
 import math
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import NamedTuple
 
 from preftune.evaluate.statistics import interval
@@ -20,6 +23,7 @@ from preftune.report.verdict import BAD, GOOD, verdict
 
 KL, LOG_RATIO = "kl/per_token", "mean |log-ratio| per token"
 FLOOR = {KL: 5e-5, LOG_RATIO: 0.01}  # nats per token: less is no movement (KL grows as the log-ratio's square over 2)
+OF_ONE_RUN = ("output_dir", "resume", "tracking", "fit_check")  # of a configuration: what does not change the result
 NEAR = {KL: 2.25, LOG_RATIO: 1.5}  # the factor within which two distances count as equal
 
 
@@ -62,13 +66,41 @@ class Entry:
         return self.at.accuracy, self.values["length_controlled_accuracy"] or 0.0
 
 
+@dataclass(frozen=True)
+class Seeds:
+    """Ranked runs that differ by train.seed alone, or one run without such others: then it has no spread."""
+
+    label: str
+    runs: list[Entry]
+
+    @property
+    def mean(self) -> float:
+        """The mean accuracy of the runs."""
+        return fmean(each.at.accuracy for each in self.runs)
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation of their accuracies (of a sample: n − 1); None of one run."""
+        return stdev(each.at.accuracy for each in self.runs) if len(self.runs) > 1 else None
+
+    def better_than(self, other: "Seeds") -> bool:
+        """Whether its interval, mean ± standard deviation, lies above the other's; never with a single run."""
+        if self.spread is None or other.spread is None:
+            return False
+        return self.mean - self.spread > other.mean + other.spread
+
+
 @dataclass
 class Comparison:
-    """Runs, the best first. `common`: the distance at which they are compared; None: their final values are."""
+    """Runs, the best first. `common`: the distance at which they are compared; None: their final values are.
+
+    `seeds` are the ranked runs by what they share beside the seed; empty where no two differ by the seed alone.
+    """
 
     entries: list[Entry]
     measure: str
     common: float | None = None
+    seeds: list[Seeds] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -120,7 +152,14 @@ def rank_all(found: Comparison) -> None:
         each.rank = 1 + sum(other.merit > each.merit for other in moved)
         if each.values["length_controlled_accuracy"] is not None:
             each.rank_length_controlled = 1 + sum(other.merit[1] > each.merit[1] for other in moved)
+    found.seeds = by_seed(moved)
+    for group in found.seeds:
+        for each in group.runs:
+            each.rank = 1 + sum(len(other.runs) for other in found.seeds if other.better_than(group))
     found.entries.sort(key=lambda each: (each.rank or math.inf, each.name))
+    if found.seeds:
+        found.notes += overlaps(found.seeds)
+        return
     best = found.entries[0]
     near = [
         each.name for each in found.entries[1 : len(moved)] if best.interval and each.at.accuracy >= best.interval[0]
@@ -128,6 +167,44 @@ def rank_all(found: Comparison) -> None:
     if near:
         told = f"{best.values['pairs']} held-out pairs do not tell {best.name} apart from {', '.join(near)}"
         found.notes.append(f"{told}: within its 95% interval.")
+
+
+def by_seed(moved: list[Entry]) -> list[Seeds]:
+    """The runs by their configuration without the seed, the highest mean first; empty where each stands alone."""
+    groups: dict[str, list[Entry]] = defaultdict(list)
+    for each in moved:
+        config = {key: value for key, value in each.record.config.items() if key not in OF_ONE_RUN}
+        config["train"] = {**(config.get("train") or {}), "seed": None}
+        seed = (each.record.config.get("train") or {}).get("seed")
+        alike = json.dumps(config, sort_keys=True, default=str).replace(str(each.record.config.get("output_dir")), "")
+        if any((other.record.config.get("train") or {}).get("seed") == seed for other in groups[alike]):
+            alike += each.name  # the same run twice
+        groups[alike].append(each)
+    if all(len(runs) == 1 for runs in groups.values()):
+        return []
+    losses = [runs[0].values["loss"] for runs in groups.values()]
+    named = [
+        runs[0].values["loss"] if losses.count(runs[0].values["loss"]) == 1 else runs[0].name
+        for runs in groups.values()
+    ]
+    found = [Seeds(label, runs) for label, runs in zip(named, groups.values(), strict=True)]
+    return sorted(found, key=lambda each: -each.mean)
+
+
+def overlaps(seeds: list[Seeds]) -> list[str]:
+    """Which of the others the best mean is better than, and which it is not told apart from."""
+    best, others = seeds[0], seeds[1:]
+    beaten = [each.label for each in others if best.better_than(each)]
+    level = [each.label for each in others if not best.better_than(each)]
+    notes = (
+        [f"{best.label} is better than {', '.join(beaten)}: mean ± standard deviation do not overlap."]
+        if beaten
+        else []
+    )
+    if level:
+        why = "mean ± standard deviation overlap, or one has a single seed"
+        notes.append(f"{best.label} is not told apart from {', '.join(level)}: {why}.")
+    return notes
 
 
 def match(found: Comparison, moved: list[Entry]) -> None:

@@ -33,6 +33,10 @@ def as_json(found: Comparison) -> str:
         "matched_at": found.common,
         "measure": f"{found.measure}, nats per token, held-out",
         "runs": [row(each) for each in found.entries],
+        "seeds": [
+            {"label": each.label, "n": len(each.runs), "mean": each.mean, "standard_deviation": each.spread}
+            for each in found.seeds
+        ],
         "notes": found.notes,
     }
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
@@ -65,6 +69,13 @@ def cells(entry: Entry, found: Comparison) -> dict[str, str]:
     }
 
 
+def over_seeds(found: Comparison) -> list[tuple[str, str, str]]:
+    """(label, number of seeds, mean accuracy ± standard deviation) of runs that differ by the seed alone."""
+    spreads = ["–" if each.spread is None else f"{each.spread:.1%}" for each in found.seeds]
+    groups = zip(found.seeds, spreads, strict=True)
+    return [(each.label, str(len(each.runs)), f"{each.mean:.1%} ± {spread}") for each, spread in groups]
+
+
 def as_text(found: Comparison) -> str:
     """The ranked table, how the runs were matched, and the notes."""
     console = Console(width=118, force_terminal=False)
@@ -75,6 +86,11 @@ def as_text(found: Comparison) -> str:
         table.add_row(*cells(each, found).values())
     with console.capture() as captured:
         console.print(table)
+        if found.seeds:
+            seeds = Table("loss", "seeds", "accuracy", title="Over seeds", title_justify="left")
+            for cells_of in over_seeds(found):
+                seeds.add_row(*cells_of)
+            console.print(seeds)
         for note in found.notes:
             console.print(note, highlight=False)
     return captured.get()
@@ -84,13 +100,19 @@ def html(found: Comparison) -> str:
     """The page of a comparison."""
     best = [each for each in found.entries if each.rank == 1]
     names = best[0].name if len(best) == 1 else f"{len(best)} runs level"
+    title = f"{names}: {percent(best[0].at.accuracy, best[0].values['pairs'])}" if best else "No run can be ranked"
+    if found.seeds:
+        first, _, accuracy = over_seeds(found)[0]
+        level = sum(not found.seeds[0].better_than(each) for each in found.seeds[1:])
+        title = f"{level + 1} losses level: {first} {accuracy}" if level else f"{first}: {accuracy}"
     styles = {e.name: (CURVES[i % len(CURVES)], i >= len(CURVES)) for i, e in enumerate(found.entries)}
     return render(
         "comparison.html.jinja",
-        title=f"{names}: {percent(best[0].at.accuracy, best[0].values['pairs'])}" if best else "No run can be ranked",
+        title=title,
         kicker=[f"comparison of {len(found.entries)} runs"],
         found=found,
         rows=[(entry, cells(entry, found)) for entry in found.entries],
+        seeds=over_seeds(found),
         legend=[Curve(name, {}, *style) for name, style in styles.items()],
         plots=plots(found, styles),
     )

@@ -18,8 +18,11 @@ SECRETS = [  # what may stand in a URL or an option that the user typed, and in 
 ]
 
 
-def text(subject: Subject, name: str, base: str, difference: float) -> str:
-    """The card in Markdown, with the hub's front matter; the licence is left to whoever publishes the model."""
+def text(subject: Subject, name: str, base: str, check: list[str]) -> str:
+    """The card in Markdown, with the hub's front matter and what `check` found.
+
+    The licence is left to whoever publishes the model.
+    """
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", subject.start.path) and not Path(subject.start.path).exists()
     front = ModelCardData(
         base_model=subject.start.path if on_hub else None,
@@ -37,7 +40,7 @@ def text(subject: Subject, name: str, base: str, difference: float) -> str:
         subject=subject,
         run=of_run(subject) if subject.run else None,
         onto=onto,
-        difference=f"{difference:.1e}",
+        check=check,
     )
     return redacted(card)
 

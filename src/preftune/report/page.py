@@ -103,13 +103,16 @@ def stage_values(stage: Record) -> dict:
 
 
 def plot_of(panel: Panel, marks: list[tuple[int, int]], stage: Record) -> Plot:
-    """A panel's curves of a run: train solid, held-out dashed, with thresholds and the marks of findings."""
+    """A panel's curves of a run: train solid, held-out sets dashed, with thresholds and the marks of findings."""
     curves = []
-    for held_out, part in ((False, "train"), (True, "held-out")):
+    others = list((stage.config.get("data") or {}).get("eval_sets") or ())
+    parts = [("", "train"), ("eval_", "held-out"), *((f"eval_{name}_", f"held-out {name}") for name in others)]
+    for place, (prefix, part) in enumerate(parts):
         for (metric, label), colour in zip(panel.lines.items(), "abc", strict=False):
-            if values := stage.series(metric, held_out):
+            if values := stage.series(f"{prefix}{metric}"):
                 name = f"{label}, {part}" if len(panel.lines) > 1 else part
-                curves.append(Curve(name, values, colour, dashed=held_out))
+                colour = colour if place < 2 else "def"[place % 3]
+                curves.append(Curve(name, values, colour, dashed=place > 0))
     return Plot(panel.title, curves, thresholds(panel, stage), marks, panel.limits)
 
 

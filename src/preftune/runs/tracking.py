@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -89,12 +90,12 @@ class Progress(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
-        held_out = any(key.startswith("eval_") for key in logs)
-        values = {key.removeprefix("eval_"): value for key, value in logs.items()}
+        losses = [key for key in logs if re.match("eval_.*loss$", key)]
+        prefix = min(losses, key=len, default="").removesuffix("loss")  # eval_; of data.eval_sets.ood eval_ood_
+        held_out = "  held-out " + prefix[5:-1] if prefix else ""
+        values = {key.removeprefix(prefix): value for key, value in logs.items()}
         shown = "  ".join(f"{label} {values[key]:.3g}" for key, label in SHOWN.items() if key in values)
-        tqdm.write(
-            f"{self.title} step {state.global_step}/{state.max_steps}{'  held-out' if held_out else ''}  {shown}"
-        )
+        tqdm.write(f"{self.title} step {state.global_step}/{state.max_steps}{held_out.rstrip()}  {shown}")
         if self.bar is not None and not held_out:
             self.bar.set_postfix_str(self.progress_suffix(logs, state.num_input_tokens_seen))
 

@@ -4,16 +4,17 @@ import copy
 import dataclasses
 import inspect
 import traceback
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from peft import PeftConfig
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from trl import RewardTrainer
+from trl import BEMACallback, RewardTrainer
 
 from preftune.config.errors import UserError
 from preftune.config.processes import world_size
@@ -66,9 +67,14 @@ class SettingsError(UserError):
 class BestIsMeasured(TrainerCallback):
     """Ends a run whose `metric_for_best_model` no evaluation has, in a line; Trainer would end in a KeyError."""
 
+    def __init__(self, sets: Collection[str] = ()):
+        self.sets = sets
+
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         wanted = args.metric_for_best_model
-        if wanted and metrics and not {wanted, f"eval_{wanted}"} & metrics.keys():
+        if wanted and any(wanted.removeprefix("eval_").startswith(f"{name}_") for name in self.sets):
+            return  # each set is evaluated by itself
+        if wanted and metrics and "eval_loss" in metrics and not {wanted, f"eval_{wanted}"} & metrics.keys():
             found = ", ".join(sorted(metrics))
             raise SettingsError(f"train.metric_for_best_model={wanted}: no evaluation has it; there are {found}")
 
@@ -93,6 +99,8 @@ def _build(cfg: DictConfig, data: Data, tokenizer: PreTrainedTokenizerBase, trai
     args_class = get_class(cfg.loss.trainer.removesuffix("Trainer") + "Config")
     arguments = fitted_arguments(cfg, data, trainer_class, args_class)
     evaluated = None if arguments["eval_strategy"] == "no" else data.eval
+    if evaluated is not None and data.eval_sets:
+        evaluated = DatasetDict(eval=evaluated, **data.eval_sets)
     args = args_class(
         output_dir=cfg.output_dir,
         run_name=Path(cfg.output_dir).name,
@@ -128,12 +136,19 @@ def _build(cfg: DictConfig, data: Data, tokenizer: PreTrainedTokenizerBase, trai
     engine.release(trainer)
     trainer.frozen_by_model = frozen
     trainer.starts_as_reference = cfg.model.reference is None
+    set_callbacks(trainer, cfg, data)
+    return trainer
+
+
+def set_callbacks(trainer: Trainer, cfg: DictConfig, data: Data) -> None:
+    """Take transformers' printing callbacks off, and put on those that `cfg` asks for."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(BestIsMeasured())
-    if cfg.health.early_stopping:
+    trainer.add_callback(BestIsMeasured(data.eval_sets))
+    if cfg.health.early_stopping and trainer.args.eval_strategy != "no":
         trainer.add_callback(EarlyStoppingCallback(cfg.health.early_stopping))
-    return trainer
+    if cfg.bema:
+        trainer.add_callback(BEMACallback(**cfg.bema))
 
 
 def fitted_arguments(cfg: DictConfig, data: Data, trainer_class: type, args_class: type) -> dict:
@@ -191,15 +206,15 @@ def adapter(lora: DictConfig, model: torch.nn.Module, task: str | None = None) -
     return peft_config(given, model)
 
 
-def say_left_out(trainer: Trainer, data: Data, evaluated: Dataset | None) -> None:
+def say_left_out(trainer: Trainer, data: Data, evaluated: Dataset | DatasetDict | None) -> None:
     """Print how many rows the trainer has left out, since their prompt alone fills train.max_length."""
     why = "whose prompt alone fills train.max_length={}: no answer token is left to train on"
     if isinstance(trainer, RewardTrainer):
         why = "which are longer than train.max_length={}: TRL's reward trainer takes whole answers alone"
-    for name, before, after in (
-        ("training", data.train, trainer.train_dataset),
-        ("held-out", evaluated, trainer.eval_dataset),
-    ):
+    several = evaluated if isinstance(evaluated, dict) else {"": evaluated}
+    kept = trainer.eval_dataset if isinstance(evaluated, dict) else {"": trainer.eval_dataset}
+    held_out = [(f"held-out {name}".strip(), rows, kept[name]) for name, rows in several.items()]
+    for name, before, after in [("training", data.train, trainer.train_dataset), *held_out]:
         if isinstance(before, Dataset) and not getattr(trainer.args, "packing", False) and len(after) < len(before):
             print(
                 f"left out: {len(before) - len(after):,} of {len(before):,} {name} rows, "
@@ -226,7 +241,7 @@ def require_a_batch(trainer: Trainer) -> None:
 
 def early_stopping(cfg: DictConfig, arguments: dict) -> dict:
     """The trainer arguments that keep the best checkpoint by held-out accuracy (SFT: loss); none without the option."""
-    if not cfg.health.early_stopping:
+    if not cfg.health.early_stopping or arguments["eval_strategy"] == "no":
         return {}
     best = {"demonstrations": "loss", "prompts": "reward"}.get(cfg.loss.view, "rewards/accuracies")
     best = "accuracy" if cfg.loss.get("task") else best

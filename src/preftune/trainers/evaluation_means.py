@@ -40,6 +40,16 @@ class EvaluationMeans:
             self._add(name, value, self.weights.get(name, counts[self._unit(name)]) * known)
         return result
 
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """TRL's, and of several sets by name (data.eval_sets) each: the one called eval keeps the plain names."""
+        if eval_dataset is not None or not isinstance(self.eval_dataset, dict):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        found = {}
+        for name in self.eval_dataset:
+            prefix = metric_key_prefix if name == "eval" else f"{metric_key_prefix}_{name}"
+            found |= super().evaluate(name, ignore_keys, prefix)
+        return found
+
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
         self._sums = defaultdict(lambda: [0.0, 0.0])
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
@@ -53,7 +63,9 @@ class EvaluationMeans:
         if {"rewards/chosen", "rewards/rejected"} <= means.keys():  # KTO's batches need not hold both labels
             means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
         means |= self._of_the_whole_set()
-        store, prefix = self._eval_store(), "" if hasattr(self, "_metrics") else "eval_"
+        store, prefix = self._eval_store(), f"{metric_key_prefix}_"
+        if hasattr(self, "_metrics"):  # to which TRL adds eval_ itself
+            prefix = prefix.removeprefix("eval_")
         for name, value in means.items():
             store[f"{prefix}{name}"] = [value]
         return output

@@ -48,7 +48,7 @@ def learned_positions(model: PreTrainedModel) -> int | None:
 
 def lengths(tokenizer: PreTrainedTokenizerBase, data: Data) -> Iterator[int]:
     """The tokens of each dialogue that is trained on or evaluated; of a stream, which is not read twice, none."""
-    for rows in (data.train, data.eval):
+    for rows in (data.train, data.eval, *data.eval_sets.values()):
         for batch in rows.iter(1000) if isinstance(rows, Dataset) else ():
             for column in batch.keys() & set(sum(ANSWERS.values(), ())):
                 dialogues = [prompt + answer for prompt, answer in zip(batch["prompt"], batch[column], strict=True)]
@@ -76,7 +76,7 @@ def require_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
 
 def met(tokens: list[str], data: Data) -> list[str]:
     """Which of these tokens the rows hold as text."""
-    for rows in (data.train, data.eval):
+    for rows in (data.train, data.eval, *data.eval_sets.values()):
         for row in rows if isinstance(rows, Dataset) else ():  # a stream is not read twice
             for column in ("prompt", *dict.fromkeys(sum(ANSWERS.values(), ()))):
                 text = "".join(map(said, row.get(column) or ()))

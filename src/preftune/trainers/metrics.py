@@ -11,8 +11,10 @@ import time
 from statistics import quantiles
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from accelerate.utils import gather_object
+from datasets import Dataset
 
 from preftune.trainers.evaluation_means import EvaluationMeans
 
@@ -26,6 +28,7 @@ class PerTokenMetrics(EvaluationMeans):
 
     logratios_per_token: torch.Tensor | None = None
     desirable_share: float | None = None
+    _length_bounds: list[float] | None = None
 
     def _compute_loss(self, model, inputs, return_outputs):
         calls = []
@@ -103,7 +106,7 @@ class PerTokenMetrics(EvaluationMeans):
 
     def _log_by_length(self, mode: str, right: torch.Tensor, tokens: torch.Tensor) -> None:
         """Held-out accuracy in thirds of the evaluation set by the mean tokens of a pair's two answers."""
-        if mode != "eval" or (bounds := self._thirds()) is None:
+        if mode != "eval" or (bounds := self._length_bounds) is None:
             return
         third = torch.bucketize(tokens.float(), torch.tensor(bounds, device=tokens.device))
         right, third = self.accelerator.gather_for_metrics((right.float(), third))
@@ -111,14 +114,6 @@ class PerTokenMetrics(EvaluationMeans):
             if (rows := right[third == number]).numel():
                 self._metrics[mode][f"rewards/accuracies_{name}"].append(rows.mean().item())
                 self.weights[f"rewards/accuracies_{name}"] = len(rows)
-
-    def _thirds(self) -> list[float] | None:
-        if not hasattr(self, "_length_bounds"):
-            rows, self._length_bounds = self.eval_dataset, None
-            if "chosen_ids" in (getattr(rows, "column_names", None) or []) and len(rows) > 2:
-                both = zip(rows["chosen_ids"], rows["rejected_ids"], strict=True)
-                self._length_bounds = quantiles([(len(a) + len(b)) / 2 for a, b in both], n=3)
-        return self._length_bounds
 
     def _log_accuracy(self, mode: str, chosen: torch.Tensor, ratios: torch.Tensor) -> None:
         """KTO has no pairs: how often a desirable row is rewarded above an undesirable one, of a batch or held out."""
@@ -129,9 +124,9 @@ class PerTokenMetrics(EvaluationMeans):
             above = ratios[chosen][:, None] > ratios[~chosen][None]
             self._log(mode, "rewards/accuracies", above.float().mean().unsqueeze(0))
 
-    def evaluation_loop(self, *args, **kwargs):
-        self._scored = []
-        return super().evaluation_loop(*args, **kwargs)
+    def evaluation_loop(self, dataloader, *args, **kwargs):
+        self._scored, self._length_bounds = [], length_thirds(dataloader.dataset)
+        return super().evaluation_loop(dataloader, *args, **kwargs)
 
     def _of_the_whole_set(self) -> dict[str, float]:
         scored = gather_object(self._scored)
@@ -190,6 +185,15 @@ class PerTokenMeans(EvaluationMeans):
                 value = value * rows / max(tokens, 1)
             logged[f"{prefix}logps/{side}_per_token"] = value
         return loss, logged
+
+
+def length_thirds(rows: Dataset) -> list[float] | None:
+    """The lengths, in mean tokens of a pair's answers, between the thirds of a set; None where it has no pairs."""
+    if "chosen_ids" not in (getattr(rows, "column_names", None) or []) or len(rows) < 3:
+        return None
+    sides = (rows.with_format("arrow")[:][name] for name in ("chosen_ids", "rejected_ids"))
+    chosen, rejected = (pc.list_value_length(side).to_numpy() for side in sides)
+    return quantiles((chosen + rejected) / 2, n=3)
 
 
 def _reference_of_pairs(inputs: dict) -> tuple:

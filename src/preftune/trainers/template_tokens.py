@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 from trl import DPOTrainer
 
@@ -20,7 +20,10 @@ class TemplateTokens:
     def __init__(self, *, args, processing_class, **given):
         for name in ("train_dataset", "eval_dataset"):
             if given.get(name) is not None:
-                given[name] = tokenized(given[name], processing_class, args, name.split("_")[0])
+                part = name.split("_")[0]
+                several = given[name] if isinstance(given[name], dict) else {"": given[name]}
+                made = {key: tokenized(rows, processing_class, args, part) for key, rows in several.items()}
+                given[name] = DatasetDict(made) if several is given[name] else made[""]
         super().__init__(args=args, processing_class=processing_class, **given)
 
     def tokenize_row(self, feature, model=None):
