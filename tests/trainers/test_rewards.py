@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -14,6 +15,7 @@ from preftune.config.check import ConfigError, require
 from preftune.evaluate import evaluation
 from preftune.models import embedded
 from preftune.models.load import ModelError, load_reward_model, peft_config
+from preftune.pipeline.export import ExportError, export
 from preftune.report import panels, record
 from preftune.report.panels import DRAWN, PANELS, REWARD
 from preftune.runs.training import stage, train
@@ -167,6 +169,16 @@ def test_a_trained_reward_model_is_evaluated_as_it_was_in_training(trained, sett
     (row,) = json.loads(evaluation.run(settings("evaluate", f"models=[{run}]", "format=json")))
     assert row["accuracy"] == pytest.approx(summary["accuracy_after"])
     assert row["margin"] == pytest.approx(summary["held_out"]["eval_margin"], abs=1e-5)
+
+
+def test_a_reward_model_is_exported_whole(trained, tmp_path):
+    run = str(trained("reward"))
+    assert "its reward of a dialogue is" in export(run, str(tmp_path / "whole"), None, "trained")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    first, second = (load_reward_model(path)[0](input_ids=ids).logits.item() for path in (run, str(tmp_path / "whole")))
+    assert first == pytest.approx(second, abs=1e-5)
+    with pytest.raises(ExportError, match="is a reward model, which is saved whole"):
+        export(run, str(tmp_path / "other"), None, "trained", ["ollama"])
 
 
 def test_a_reward_model_judges(trained, settings):

@@ -46,7 +46,8 @@ def summarize(trainer: Trainer, snapshots: list[Snapshot | None], held_out: dict
         "samples": [],
     }
     if (accuracy := held_out.get("eval_accuracy")) is not None:  # of a reward model
-        count = len(trainer.eval_dataset)
+        rows = trainer.eval_dataset
+        count = len(rows["eval"] if isinstance(rows, dict) else rows)
         summary |= {"accuracy_after": accuracy, "accuracy_ci": list(interval(accuracy, count)), "pairs": count}
     if None in snapshots:
         return summary

@@ -16,8 +16,8 @@ from preftune.evaluate.agreement import EXACT, HALF, Answers, Limit
 from preftune.evaluate.subjects import ADAPTER, Subject, base_model, find, on_device, use_cpu, weights
 from preftune.models import adapters
 from preftune.models.adapters import with_adapter
-from preftune.models.load import load_adapter, load_model, load_tokenizer, location, quiet
-from preftune.models.tokenizer import carry, stop_tokens
+from preftune.models.load import load_adapter, load_model, load_reward_model, load_tokenizer, location, quiet
+from preftune.models.tokenizer import PROBE, carry, stop_tokens, token_ids
 from preftune.report import model_card
 
 BASES = ("trained", "original")
@@ -47,6 +47,8 @@ def export(run: str, output: str, dtype: str | None, base: str, to: Sequence[str
     quiet()
     subject, target, to = find(run), Path(output).expanduser(), [to] if isinstance(to, str) else list(to)
     require(subject, target, to, dtype, base)
+    if subject.scores_texts:
+        return export_reward_model(subject, target, dtype)
     check = Check(subject)
     check.ask("trained", weights(subject), subject.tokenizer(), None)
     said = []
@@ -71,6 +73,8 @@ def require(subject: Subject, target: Path, to: list[str], dtype: str | None, ba
         raise ExportError(f"to=[{','.join(to)}]: a list of some of {', '.join(FORMS)}")
     if target.exists():
         raise ExportError(f"output={target} exists, and nothing is overwritten: name a new folder")
+    if subject.scores_texts and to != ["merged"]:
+        raise ExportError(f"to=[{','.join(to)}]: {subject.name} is a reward model, which is saved whole: to=[merged]")
     if "adapter" in to and not subject.adapter:
         raise ExportError(f"to=[adapter]: {subject.name} has no adapter, all its weights were trained: to=[merged]")
     if "adapter" in to and (below := adapters.base_of(location(subject.base), subject.base.revision)):
@@ -78,6 +82,18 @@ def require(subject: Subject, target: Path, to: list[str], dtype: str | None, ba
             f"to=[adapter]: this adapter stands on another one, {subject.base.path} over {below[0]}, and servers take "
             "an adapter over a whole model: to=[merged]"
         )
+
+
+def export_reward_model(subject: Subject, target: Path, dtype: str | None) -> str:
+    """Save a reward model whole, with its tokenizer; read again it must give the reward that it gave."""
+    model, tokenizer = load_reward_model(subject.weights)
+    ids = torch.tensor([token_ids(tokenizer, PROBE)])
+    with new_folder(target) as folder, torch.no_grad():
+        before = model(input_ids=ids).logits.item()
+        model.to(getattr(torch, dtype or subject.start.dtype)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        after = load_reward_model(str(folder))[0](input_ids=ids).logits.item()
+    return f"{target}: a reward model; its reward of a dialogue is {before:.5f}, and {after:.5f} read again"
 
 
 class Check:
