@@ -46,8 +46,8 @@ def summarize(trainer: Trainer, snapshots: list[Snapshot | None], held_out: dict
         "samples": [],
     }
     if (accuracy := held_out.get("eval_accuracy")) is not None:  # of a reward model
-        rows = trainer.eval_dataset
-        count = len(rows["eval"] if isinstance(rows, dict) else rows)
+        asked = trainer.eval_dataset
+        count = len(asked["eval"] if isinstance(asked, dict) else asked)
         summary |= {"accuracy_after": accuracy, "accuracy_ci": list(interval(accuracy, count)), "pairs": count}
     if None in snapshots:
         return summary
