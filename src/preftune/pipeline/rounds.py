@@ -4,6 +4,7 @@ Xu et al. 2023 (arXiv:2312.16682), Yuan et al. 2024 (arXiv:2401.10020), Dong et 
 round is two stages with lineage: <run>/round-N-pairs (answers.jsonl, pairs.jsonl) and <run>/round-N.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Iterable
@@ -54,7 +55,7 @@ def trained_in_rounds(progress: Progress, name: str) -> None:
             )
         }
         if cfg.flop_budget:  # an equal share of it for each round, drawing included
-            changes["flop_budget"] = max(cfg.flop_budget / settings.number - sampled.get("flop", 0), 1.0)
+            changes["flop_budget"] = max(cfg.flop_budget / settings.number - (sampled.get("flop") or 0), 1.0)
         if settings.reference == "fixed" and number > 1:
             changes["model"] = {**model_section(progress), "reference": first.path}
         trained(progress, f"round-{number}", **changes)
@@ -68,7 +69,7 @@ def trained_in_rounds(progress: Progress, name: str) -> None:
 def sample(progress: Progress, data: Data, tokenizer: PreTrainedTokenizerBase, name: str, number: int) -> dict:
     """Several answers of the policy at hand to each prompt, scored, and the pairs that they make; kept like any stage.
 
-    Returns {score, pairs, prompts, flop, seconds}: `score` is the mean over all answers.
+    Returns {score, pairs, prompts, flop, seconds}: `score` is the mean over all answers; FLOP within a budget alone.
     """
     cfg, settings, folder = progress.cfg, progress.cfg.pipeline.rounds, progress.run / name
     wanted = OmegaConf.to_container(settings, resolve=True)
@@ -78,7 +79,8 @@ def sample(progress: Progress, data: Data, tokenizer: PreTrainedTokenizerBase, n
     score = scorer(settings)
     model = load_model(OmegaConf.create(model_section(progress)), OmegaConf.create({}), cfg.hardware.use_cpu)
     prompts, started = unique(data.train)[: settings.prompts], time.time()
-    with Work() as work:
+    work = Work()
+    with work if cfg.flop_budget else contextlib.nullcontext():
         rows = scored(prompts, drawn(model, tokenizer, prompts, settings, cfg, number), score)
     pairs = best_pairs(rows, settings)
     if not pairs and number <= settings.number:
@@ -87,7 +89,7 @@ def sample(progress: Progress, data: Data, tokenizer: PreTrainedTokenizerBase, n
         "score": fmean(each for row in rows for each in row["scores"]),
         "pairs": len(pairs),
         "prompts": len(rows),
-        "flop": work.flop,
+        "flop": work.flop or None,
         "seconds": round(time.time() - started, 1),
     }
     if main_process():

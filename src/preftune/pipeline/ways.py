@@ -140,7 +140,9 @@ def under(name: str, scorer: RewardModel | Rule, prompts: list, answers: list[st
 
 
 def of_way(progress: Progress, way: str) -> list[str]:
-    """The training stages of a way, in order."""
+    """The training stages of a way, in order. Raises WaysError where it has not run."""
+    if way != "rounds" and way not in progress.summaries:
+        raise WaysError(f"pipeline.ways.ways: {way} has not run; there are {', '.join(progress.summaries)}")
     return [way] if way != "rounds" else [name for name in progress.summaries if name.startswith("round-")]
 
 
