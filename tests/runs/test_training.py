@@ -19,17 +19,25 @@ CONF = Path(__file__).parents[2] / "conf"
 LOSSES = sorted(path.stem for path in (CONF / "loss").glob("*.yaml"))
 
 
+def letters(prompt, answer):
+    return float(len(set(answer)))
+
+
 def logged(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_trains(composed, loss):
-    cfg = composed("dpo", f"loss={loss}", *(["lora=none"] if loss == "tr_dpo" else []))
+    given = ["lora=none"] if loss == "tr_dpo" else []
+    given += [f"loss.rewards=[{__name__}.letters]"] if loss in ("rloo", "grpo", "online_dpo") else []
+    cfg = composed("dpo", f"loss={loss}", *given)
     summary = train(cfg)
     steps = [row for row in logged(Path(cfg.output_dir)) if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2]
     assert all(math.isfinite(row["loss"]) for row in steps)
+    if loss == "reward":  # it says nothing, so no answer of it has a probability
+        return
     assert summary["perplexity"] > 1
     if cfg.loss.view == "paired":
         assert {"rewards/margins", "rewards/accuracies", "logps/chosen", "logps/chosen_per_token"} <= steps[0].keys()

@@ -15,7 +15,9 @@ from hydra.utils import get_class
 from preftune.config.stages import RESERVED
 from preftune.runs.training import build_trainer
 
-LOSSES = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "loss").glob("*.yaml"))
+OTHERS = ("reward", "rloo", "grpo", "online_dpo")  # test_rewards.py compares these with TRL
+FILES = (Path(__file__).parents[2] / "conf" / "loss").glob("*.yaml")
+LOSSES = sorted(path.stem for path in FILES if path.stem not in OTHERS)
 ANSWERS = [
     ("What is two plus two?", "Four.", "That is a very good question, thank you."),
     ("Name a colour.", "Blue, like the sky.", "No."),
@@ -161,12 +163,12 @@ def test_discopop_starts_on_a_slope_that_points_the_wrong_way():
     assert margin.grad > 0
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [*LOSSES, *OTHERS])
 def test_every_key_of_a_loss_is_one_of_its_trainers_and_beta_can_be_set(name):
     loss = config(f"loss={name}").loss
     arguments = get_class(loss.trainer.removesuffix("Trainer") + "Config").__dataclass_fields__
     assert set(loss) - set(arguments) <= set(RESERVED["loss"])
-    assert ("beta" in loss) == (name != "sft")
+    assert ("beta" in loss) == (name not in ("sft", "reward"))
     if "beta" in loss:
         assert config(f"loss={name}", "loss.beta=0.37").loss.beta == 0.37
 

@@ -119,7 +119,7 @@ def trained_moved(moved: set[str], trained: set[str], step: int) -> Finding | Pr
     meaning = "No weight that is trained has moved: the run has changed nothing."
     remedy = (
         "Raise train.learning_rate. In bfloat16 weights small steps round to nothing: then model.dtype=float32 or "
-        "lora=lora."
+        "lora=lora. Drawn answers that are all rewarded alike teach nothing either: loss.rewards."
     )
     return Finding("end_nothing_moved", step, value, "> 0", meaning, remedy)
 

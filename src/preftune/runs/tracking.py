@@ -91,7 +91,8 @@ class Progress(TrainerCallback):
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
         losses = [key for key in logs if re.match("eval_.*loss$", key)]
-        prefix = min(losses, key=len, default="").removesuffix("loss")  # eval_; of data.eval_sets.ood eval_ood_
+        plain = "eval_" if any(key.startswith("eval_") for key in logs) else ""
+        prefix = min(losses, key=len, default=plain).removesuffix("loss")  # eval_; of data.eval_sets.ood eval_ood_
         held_out = "  held-out " + prefix[5:-1] if prefix else ""
         values = {key.removeprefix(prefix): value for key, value in logs.items()}
         shown = "  ".join(f"{label} {values[key]:.3g}" for key, label in SHOWN.items() if key in values)
