@@ -115,9 +115,7 @@ def test_a_stage_of_ones_own_is_a_section_with_a_loss(composed, tmp_path):
 
 
 def test_an_unknown_stage_is_refused_with_what_there_is(composed):
-    with pytest.raises(
-        ValueError, match="no stage sfft; there are rounds, evaluate, export, .*preference, sft"
-    ):
+    with pytest.raises(ValueError, match="no stage sfft; there are rounds, evaluate, export, .*preference, sft"):
         run_stages(composed("sft_dpo", "pipeline.stages=[sfft]"))
 
 

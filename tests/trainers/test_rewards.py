@@ -187,6 +187,17 @@ def test_a_reward_model_judges(trained, settings):
     assert 0 <= row["win_rate"] <= 1 and row["rule_score"] != row["reference_rule_score"]
 
 
+def test_a_reward_model_starts_from_an_sft_adapter_as_from_the_merged_model(trained, composed, tmp_path):
+    adapter = trained("sft") / "model"
+    export(str(trained("sft")), str(tmp_path / "merged"), None, "trained")
+    losses = []
+    for path in (adapter, tmp_path / "merged"):
+        cfg = composed("reward", "model=path", f"model.path={path}", f"output_dir={tmp_path / path.name}-reward")
+        train(cfg)
+        losses.append([row["loss"] for row in ours(cfg)])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
 def test_what_has_no_head_for_rewards_is_no_reward_model(trained):
     with pytest.raises(ModelError, match="is no reward model: it has no head"):
         load_reward_model(str(embedded.folder("embedded://tiny")))

@@ -63,6 +63,9 @@ def with_adapter(base: PreTrainedModel, path: str | Path, revision: str | None =
     if getattr(base, "is_quantized", False):
         base = base.dequantize(base.dtype)
     fit_vocabulary(base, path, revision)
-    merged = PeftModel.from_pretrained(base, str(path), revision=revision).merge_and_unload()
+    config = PeftConfig.from_pretrained(str(path), revision=revision)
+    if not base.can_generate() and config.task_type != "SEQ_CLS":
+        config.task_type = None  # a language model's adapter, under a new head for rewards
+    merged = PeftModel.from_pretrained(base, str(path), revision=revision, config=config).merge_and_unload()
     merged.config._name_or_path = merged.name_or_path = str(path)  # what an adapter over it stands on
     return merged

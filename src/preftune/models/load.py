@@ -148,7 +148,7 @@ def reward_model(
     new_head: bool = True,
     **options: object,
 ) -> PreTrainedModel:
-    """The model with one number for a text, as TRL loads it; an adapter is merged into its base.
+    """The model with one number for a text, as TRL loads it; any adapter is merged into its base.
 
     A language model gets a new head, drawn from the seed. Raises ModelError where `new_head` is false and it would, or
     where a head gives several numbers.
@@ -159,7 +159,7 @@ def reward_model(
 
     below = adapters.base_of(path, revision)
     outputs = scores_texts(path, revision, trust_remote_code)
-    if not outputs and (below or not new_head):
+    if not outputs and not new_head:
         raise ModelError(f"{path} is no reward model: it has no head that gives a number. recipes.reward trains one")
     if below:
         return adapters.with_adapter(reward_model(*below, trust_remote_code, **options), path, revision)
