@@ -31,12 +31,12 @@ def test_the_short_answer_rule_wants_few_words_in_one_paragraph_without_a_list()
 def test_exactly_one_scorer_must_be_given():
     for given in ({}, {"rule": "a.b", "reward_model": "c"}):
         with pytest.raises(ScoringError, match="give one of rule, reward_model, judge"):
-            scorer(settings(**given))
+            scorer(settings(**given), "pairs")
 
 
 def test_a_judge_scores_an_answer_by_the_share_of_the_others_that_it_beats():
     judge = {"_target_": "hydra.utils.get_method", "path": f"{__name__}.longer"}
-    score = scorer(settings(judge=judge))
+    score = scorer(settings(judge=judge), "pairs")
     assert score(ASKED, ["aaa", "a", "aa"]) == pytest.approx([1, 0, 0.5])
 
 
@@ -52,7 +52,7 @@ def test_a_reward_model_scores_the_dialogue_by_its_logit(tmp_path):
     config = LlamaConfig(**sizes, num_attention_heads=2, num_labels=1, pad_token_id=letters["~"])
     model = LlamaForSequenceClassification(config).eval()
     model.save_pretrained(tmp_path)
-    score = scorer(settings(reward_model=str(tmp_path)))
+    score = scorer(settings(reward_model=str(tmp_path)), "pairs")
     ids = tokenizer(ASKED[0]["content"] + "Eight minutes.", return_tensors="pt", add_special_tokens=False)
     wanted = model(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"]).logits.item()
     assert score(ASKED, ["Eight minutes.", "No."])[0] == pytest.approx(wanted, abs=1e-6)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,21 +20,21 @@ class ScoringError(UserError):
     """Why answers cannot be scored, and what to set."""
 
 
-def scorer(settings: DictConfig) -> Scorer:
+def scorer(settings: DictConfig, section: str) -> Scorer:
     """The scorer that `rule`, `reward_model` or `judge` names. Raises ScoringError unless exactly one is given."""
-    makers = {"rule": by_rule, "reward_model": by_reward_model, "judge": by_judge}
+    makers = {"rule": partial(by_rule, key=f"{section}.rule"), "reward_model": by_reward_model, "judge": by_judge}
     given = [name for name in makers if settings[name]]
     if len(given) != 1:
         raise ScoringError(
-            f"give one of {', '.join(makers)} to score answers by, not {len(given)}; for example "
-            "pairs.rule=preftune.evaluate.scoring.short_answer (in a pipeline: pipeline.rounds.rule)"
+            f"{section}: give one of {', '.join(makers)} to score answers by, not {len(given)}; for example "
+            f"{section}.rule=preftune.evaluate.scoring.short_answer"
         )
     return makers[given[0]](settings[given[0]])
 
 
-def by_rule(path: str) -> Scorer:
+def by_rule(path: str, key: str) -> Scorer:
     """A rule for one answer, by its dotted path. Raises JudgeError where it names no function."""
-    rule = judge.Rule(path, "rule")
+    rule = judge.Rule(path, key)
     return lambda prompt, answers: [rule.score(prompt, answer) for answer in answers]
 
 

@@ -76,7 +76,7 @@ def sample(progress: Progress, data: Data, tokenizer: PreTrainedTokenizerBase, n
     made_of = {"policy": progress.model.digest, "data": data.fingerprint, "seed": cfg.train.seed + number, **wanted}
     if not needed(folder, made_of):
         return json.loads((folder / SCORES).read_text(encoding="utf-8"))
-    score = scorer(settings)
+    score = scorer(settings, "pipeline.rounds")
     model = load_model(OmegaConf.create(model_section(progress)), OmegaConf.create({}), cfg.hardware.use_cpu)
     prompts, started = unique(data.train)[: settings.prompts], time.time()
     work = Work()
@@ -107,7 +107,7 @@ def make_pairs(cfg: DictConfig) -> str:
     Raises ScoringError where no pair comes of them, and what loading data and model raises.
     """
     quiet()
-    settings, folder, score = cfg.pairs, Path(cfg.output_dir), scorer(cfg.pairs)
+    settings, folder, score = cfg.pairs, Path(cfg.output_dir), scorer(cfg.pairs, "pairs")
     if (folder / PAIRS).exists():
         raise ScoringError(f"output_dir={folder} holds pairs already, and nothing is overwritten: output_dir=ANOTHER")
     tokenizer = load_tokenizer(cfg.model)
