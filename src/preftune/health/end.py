@@ -89,7 +89,8 @@ class EndProofs(TrainerCallback):
                 rows = self.pairs.select(range(min(PAIRS, len(self.pairs))))
                 bf16 = bool(trainer.args.bf16)
                 length = getattr(trainer.args, "max_length", None)  # trainers that sample have none
-                return score(model, trainer.processing_class, rows, length, bf16, model is policy)
+                fused = model is policy and hasattr(trainer, "_metrics")  # TRL's online DPO fuses no head
+                return score(model, trainer.processing_class, rows, length, bf16, fused)
 
 
 def adapter_off(model: PeftModel) -> contextlib.AbstractContextManager:
