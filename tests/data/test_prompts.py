@@ -82,3 +82,12 @@ def test_prompts_that_leave_no_room_are_counted_and_left_out(prompts):
 def test_prompts_alone_are_no_rows_of_a_preference_loss(prompts):
     with pytest.raises(DataError, match="columns are prompt; wanted are prompt"):
         prompts([{"prompt": "Why?"}], view="paired")
+
+
+def test_prompts_alone_can_be_inspected(typed, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Why?"}\n{"prompt": "How?"}\n')
+    done = typed(
+        "recipes.inspect_data", "model=tiny", "data=file", "data.path=prompts.jsonl", "view=prompts", "output_dir=seen"
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "seen" / "report.html").exists()

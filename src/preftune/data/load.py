@@ -13,7 +13,7 @@ from preftune.config.errors import advice
 from preftune.data import bias, set_checks, template_checks, token_checks, views
 from preftune.data.findings import DataError, Finding, Findings
 from preftune.data.kinds import WARNING
-from preftune.data.shapes import DEMONSTRATIONS, PAIRS, PROMPTS
+from preftune.data.shapes import DEMONSTRATIONS, LABELLED, PAIRS, PROMPTS
 from preftune.data.sources import eval_sources, sources, unread
 from preftune.data.streams import BLOCK, stream
 from preftune.data.table import Table, table
@@ -100,7 +100,7 @@ def inspect(
     """
     found, findings = examined(data, view, tokenizer, max_length, seed)
     if "no_rows" not in findings.found:
-        judged = {kind: rows for kind, rows in found.kinds.items() if kind != DEMONSTRATIONS}
+        judged = {kind: rows for kind, rows in found.kinds.items() if kind in (PAIRS, LABELLED)}
         words = {kind: bias.check(rows, kind, findings) for kind, rows in judged.items()}
         found.words = {kind: figures for kind, figures in words.items() if figures}
     found.findings = findings.all()

@@ -158,6 +158,15 @@ def drawn(name: str, limit: str) -> Callable:
     return judge
 
 
+def lengths_drift(history: History, limits: DictConfig) -> Judged:
+    """Drawn answers that have grown or shrunk by a factor since the start."""
+    start, now = history.start("completions/mean_length"), history.mean("completions/mean_length", limits.window)
+    if not start or not now or 1 / limits.length_drift <= now / start <= limits.length_drift:
+        return None
+    limit = limits.length_drift if now > start else 1 / limits.length_drift
+    return now / start, limit, f" ({start:.0f} to {now:.0f} tokens)"
+
+
 def hacked(history: History, limits: DictConfig) -> Judged:
     """A reward that has risen while a watched one has fallen, each by more than 2 standard errors, window by window."""
     watched = [name for name in history.train[-1] if name.startswith("rewards/watched_") and name.endswith("/mean")]
@@ -235,6 +244,9 @@ RULES = (  # code, what judges it, what it means, what to do
      "The answers to most prompts are rewarded alike, so they teach nothing.",
      "More answers for each prompt (loss.num_generations), a reward with more steps, prompts that are neither too easy "
      "nor too hard, a better start (python -m recipes.sft)."),
+    ("length_drift", lengths_drift,
+     "Drawn answers have become far longer or shorter: the reward may be one for length.",
+     "Look at the answers; a second reward that minds length (loss.rewards, loss.reward_weights), a higher loss.beta."),
     ("reward_hacked", hacked,
      "The reward rises while a reward that is only watched falls: what is learnt pleases the one and not the other.",
      "Stop at an earlier checkpoint; a higher loss.beta, a better reward model, or the watched reward trained on as "
@@ -248,10 +260,6 @@ def judged(history: History, limits: DictConfig) -> Iterator[Finding]:
         if found := judge(history, limits):
             value, threshold, detail = found
             yield Finding(code, history.step, value, threshold, meaning + detail, remedy)
-    length = "completions/mean_length"
-    start, now = history.start(length), history.mean(length, limits.window)
-    if start and now and (drift := length_drift(history.step, start, now, limits.length_drift)):
-        yield drift
 
 
 def length_drift(step: int, before: float, now: float, limit: float) -> Finding | None:

@@ -160,7 +160,9 @@ def reward_model(
     below = adapters.base_of(path, revision)
     outputs = scores_texts(path, revision, trust_remote_code)
     if not outputs and not new_head:
-        raise ModelError(f"{path} is no reward model: it has no head that gives a number. recipes.reward trains one")
+        raise ModelError(
+            f"{path} is no reward model: it has no head that gives a number. python -m recipes.reward trains one"
+        )
     if below:
         return adapters.with_adapter(reward_model(*below, trust_remote_code, **options), path, revision)
     if outputs > 1:

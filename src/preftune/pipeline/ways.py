@@ -18,6 +18,7 @@ from rich.table import Table
 from preftune.config.errors import UserError
 from preftune.config.files import write_json
 from preftune.config.processes import main_process
+from preftune.data.load import Data
 from preftune.data.views import keys
 from preftune.evaluate import evaluation, generation
 from preftune.evaluate.judge import RewardModel, Rule
@@ -49,16 +50,22 @@ class WaysError(UserError):
 
 def halved(progress: Progress, name: str) -> None:
     """The `halves` stage: the training pairs in two files, by prompt in turn, and the held-out ones in a third."""
-    cfg = OmegaConf.merge(progress.cfg, {"loss": {"view": "paired"}})
-    data = load_data(cfg, load_tokenizer(cfg.model))
-    if data.eval_pairs is None:
-        raise WaysError("pipeline=rlhf_or_dpo compares on held-out pairs: data.eval_split or data.eval_fraction")
+    data = pairs_of(progress)
     folder, seen = progress.run / name, {}
     folder.mkdir(exist_ok=True)
     turns = [seen.setdefault(key, len(seen)) % 2 for key in keys(data.train).tolist()]
     for turn, half in enumerate("ab"):
         write_rows(folder / f"{half}.jsonl", (row for row, own in zip(data.train, turns, strict=True) if own == turn))
     write_rows(folder / HELD_OUT, data.eval_pairs)
+
+
+def pairs_of(progress: Progress) -> Data:
+    """The pairs of the whole pipeline. Raises WaysError where none are held out."""
+    cfg = OmegaConf.merge(progress.cfg, {"loss": {"view": "paired"}})
+    data = load_data(cfg, load_tokenizer(cfg.model))
+    if data.eval_pairs is None:
+        raise WaysError("pipeline=rlhf_or_dpo compares on held-out pairs: data.eval_split or data.eval_fraction")
+    return data
 
 
 def branch(progress: Progress, name: str) -> None:
@@ -97,8 +104,7 @@ def compared(progress: Progress, name: str) -> None:
     }
     evaluation.run(OmegaConf.merge(defaults("evaluate"), own))
     found = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
-    held_out = [json.loads(line) for line in (run / "halves" / HELD_OUT).read_text(encoding="utf-8").splitlines()]
-    prompts = [generation.Prompt(each["prompt"], {}) for each in held_out[: settings.prompts]]
+    prompts = generation.prompts(pairs_of(progress).eval_pairs, settings.prompts)
     theirs = [each["reference"] for each in found[0]["generations"]]
 
     def scored(way: str, answers: list[str]) -> dict:
@@ -193,11 +199,8 @@ def cells(row: dict) -> list[str]:
 
 def table(rows: list[dict]) -> str:
     """The ways side by side in the terminal."""
-    console, shown = (
-        Console(width=140, force_terminal=False),
-        Table(title="One start, one budget", title_justify="left"),
-    )
-    shown.add_column()
+    console = Console(width=140, force_terminal=False)
+    shown = Table("", title="One start, one budget", title_justify="left")
     for label, _ in COLUMNS.values():
         shown.add_column(label, justify="right")
     for each in rows:
