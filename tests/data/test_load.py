@@ -125,3 +125,19 @@ def test_hh_dialogues_load_with_their_few_bad_rows_left_out(hh, loaded):
     assert (len(data.train), len(data.eval), data.skipped) == (1889, 99, 12)
     assert data.shape == "whole dialogues in chosen and rejected, as Human/Assistant texts"
     assert {finding.code for finding in data.findings} == {"empty_answer", "role_order"}
+
+
+def test_a_margin_is_read_where_a_loss_asks_for_it_and_named_as_unread_elsewhere(loaded):
+    rows = [{"prompt": f"Why {n}?", "chosen": "So.", "rejected": "No.", "margin": n} for n in range(3)]
+    rows.append({"prompt": "When?", "chosen": "Now.", "rejected": "Never."})
+    asked = loaded(rows, view="margins")
+    assert asked.train["margin"] == [0.0, 1.0, 2.0, 0.0]
+    beside = loaded(rows)
+    assert "margin" not in beside.train.column_names and "not read: margin (3)" in beside.line
+    assert "margin" not in loaded([{**row, "margin": None} for row in rows], view="margins").train.column_names
+
+
+def test_a_margin_that_is_no_number_is_named_with_its_row(loaded):
+    rows = [{"prompt": "Why?", "chosen": "So.", "rejected": "No.", "margin": "large"}]
+    with pytest.raises(DataError, match="margin is 'large', which is no number"):
+        loaded(rows, view="margins")

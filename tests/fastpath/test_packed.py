@@ -48,6 +48,7 @@ def test_every_variant_of_the_loss_equals_trl(variant, trainers, pairs):
 
 def test_scoring_a_few_tokens_at_a_time_equals_trl(trainers, pairs, monkeypatch):
     monkeypatch.setattr(head, "CPU_TOKENS", 7)
+    monkeypatch.setattr(head, "CPU_WORDS", 50)
     models = {"model": tiny_model("gemma2"), "ref_model": tiny_model("gemma2", seed=1)}
     assert_same(*trainers(DPOTrainer, DPOConfig, rows=pairs, **models))
 

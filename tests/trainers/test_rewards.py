@@ -69,7 +69,15 @@ def arguments(cfg, folder, **more):
 def rows_of(pairs_file):
     for row in map(json.loads, Path(pairs_file).read_text().splitlines()):
         sides = {side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")}
-        yield {"prompt": [{"role": "user", "content": row["prompt"]}], **sides}
+        beside = {"margin": row["margin"]} if "margin" in row else {}
+        yield {"prompt": [{"role": "user", "content": row["prompt"]}], **sides, **beside}
+
+
+def with_margins(pairs_file, path):
+    lines = pairs_file.read_text().splitlines()
+    rows = [json.loads(line) | {"margin": place / 4} for place, line in enumerate(lines)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
 def tiny():
@@ -77,9 +85,11 @@ def tiny():
     return folder, AutoTokenizer.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("lora", ["lora", "none"])
-def test_a_reward_model_loses_what_plain_trl_loses(lora, composed, pairs_file, tmp_path):
-    cfg = composed("reward", f"lora={lora}", "hardware.per_device_train_batch_size=24", *ALL)
+@pytest.mark.parametrize(("lora", "margins"), [("lora", False), ("none", False), ("none", True)])
+def test_a_reward_model_loses_what_plain_trl_loses(lora, margins, composed, pairs_file, tmp_path):
+    pairs_file = with_margins(pairs_file, tmp_path / "margins.jsonl") if margins else pairs_file
+    rows = f"data.path={pairs_file}"
+    cfg = composed("reward", f"lora={lora}", "hardware.per_device_train_batch_size=24", *ALL, rows)
     train(cfg)
     folder, tokenizer = tiny()
     given = arguments(cfg, tmp_path / "trl", max_length=1024, center_rewards_coefficient=0.01)

@@ -5,8 +5,10 @@ import inspect
 import pytest
 from hydra.utils import get_class
 from trl import BEMACallback
+from trl.trainer import utils
 
 from preftune.config.keys import trainers
+from preftune.fastpath.head import TILE
 
 ODDS = {  # method: its parameters, as the mixins give and take them
     "tokenize_row": ["feature", "model"],
@@ -71,3 +73,7 @@ def test_the_config_class_stands_beside_its_trainer():
 
 def test_the_average_is_made_by_what_the_rules_say_of_it():
     assert not moved(BEMACallback, {"running_model": None, "update_freq": None, "update_after": None})
+
+
+def test_the_fused_head_takes_its_tile_from_where_it_is_made_small():
+    assert f"\n                {TILE},\n" in inspect.getsource(utils.add_fused_lm_head)

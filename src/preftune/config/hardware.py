@@ -1,7 +1,9 @@
 """What machine this is, found out without torch, and the resolvers through which conf/hardware/auto.yaml asks."""
 
 import contextlib
+import ctypes
 import functools
+import gc
 import netrc
 import os
 import platform
@@ -87,12 +89,19 @@ def apple() -> list[Accelerator]:
 
 
 def forget_peak() -> None:
-    """Let `peak_memory_gb` begin anew: a pipeline's stages share a process. Without a GPU only Linux can."""
+    """Let `peak_memory_gb` begin anew: a pipeline's stages share a process. Without a GPU only Linux can.
+
+    What an earlier stage left to the allocator goes back first, so that this one does not use it uncounted.
+    """
     import torch
 
+    gc.collect()
     if torch.cuda.is_available():
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     elif STATUS.exists():
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)  # glibc's
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 
@@ -118,21 +127,25 @@ def resident_gb() -> float:
 
 
 @functools.cache
+def cpu_flags() -> frozenset[str]:
+    """What /proc/cpuinfo says that the processor can do; empty where there is none."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return frozenset(word for line in lines if line[:5] in ("flags", "Featu") for word in line.split())
+
+
 def cpu_has_bf16() -> bool:
     """Whether the processor multiplies bfloat16 itself (AVX512_BF16, AMX, Arm BF16); elsewhere float32 is faster."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return False
-    flags = {
-        word for line in cpuinfo.read_text().splitlines() if line[:5] in ("flags", "Featu") for word in line.split()
-    }
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def cpu_tflops() -> float:
-    """What these cores sustain in training, in TFLOP per second: measured on SmolLM2-135M, two cores at a time."""
+    """What these cores sustain in training, in TFLOP per second: measured on SmolLM2-135M, two cores at a time.
+
+    The first steps of a run correct it (runs.tracking.Pace).
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return round(cores * (0.15 if cpu_has_bf16() else 0.04), 2)
+    each = 0.15 if "amx_bf16" in cpu_flags() else 0.055 if cpu_has_bf16() else 0.04
+    return round(cores * each, 2)
 
 
 @functools.cache

@@ -49,6 +49,7 @@ class Reading:
     verdict: str | None = None
     good_at: float | None = None
     prompts: bool = False  # whether prompts alone are rows
+    margins: bool = False  # whether a pair's margin is read
     signed: set[str] = field(default_factory=set)
     scaled: set[str] = field(default_factory=set)
     graded: bool = False

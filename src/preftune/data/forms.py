@@ -37,7 +37,7 @@ def standard(row: dict, how: Reading) -> tuple[dict, Columns]:
         except ValueError as error:
             if isinstance(error, RowFault):
                 raise
-    names = ("id", "system", "tools", "chat_template_kwargs", "images")
+    names = ("id", "system", "tools", "chat_template_kwargs", "images") + (("margin",) if how.margins else ())
     beside = {name: value for name in names if (value := columns.find(name)) is not None}
     return (row if found is None else found) | beside, columns
 

@@ -17,7 +17,7 @@ from preftune.data.shapes import DEMONSTRATIONS, LABELLED, PAIRS, PROMPTS
 from preftune.data.sources import eval_sources, sources, unread
 from preftune.data.streams import BLOCK, stream
 from preftune.data.table import Table, table
-from preftune.data.views import ASKED, KINDS, PAIRED, SHOWN, UNPAIRED, keys, mixture, ordered, with_demonstrations
+from preftune.data.views import KINDS, PAIRED, SHOWN, UNPAIRED, keys, mixture, ordered, with_demonstrations
 
 UNREAD = ("unread_files", "unread_columns")  # findings that the run's line repeats
 
@@ -113,7 +113,7 @@ def examined(
     """Read, check and shape the data; `view` None takes the form nearest to the data's own."""
     skipping = data.on_bad_rows == "skip"  # only then is the file looked up: it may lie in no run
     findings = Findings(skipping, data.skipped_file if skipping else None)
-    found, tables, apart = gathered(data, findings, seed, prompts=view == ASKED)
+    found, tables, apart = gathered(data, findings, seed, view)
     if found.kinds and "no_rows" not in findings.found:
         view = view or next(name for name, kind in KINDS.items() if kind in found.kinds)
         kind = KINDS[view]
@@ -156,7 +156,9 @@ def examined(
     return found, findings
 
 
-def gathered(data: DictConfig, findings: Findings, seed: int, prompts: bool) -> tuple[Data, list[Table], list[Table]]:
+def gathered(
+    data: DictConfig, findings: Findings, seed: int, view: str | None
+) -> tuple[Data, list[Table], list[Table]]:
     """(what is known so far, rows to train on, held-out rows): every source read once, in the order of the config.
 
     Held out are the rows of the eval split, else those of a fraction of the prompts. Of streams the first rows are
@@ -164,12 +166,12 @@ def gathered(data: DictConfig, findings: Findings, seed: int, prompts: bool) -> 
     """
     given = sources(data)
     first = (data.token_rows or BLOCK) if data.streaming else None
-    tables = [table(each, findings, first, prompts) for each in given]
+    tables = [table(each, findings, first, view) for each in given]
     for each in tables:
         if not len(each.rows):
             findings.add("no_rows", [each.source.line()])
     held_out = eval_sources(data)
-    apart = [table(each, findings, prompts=prompts) for each in held_out]
+    apart = [table(each, findings, view=view) for each in held_out]
     if rest := unread(given + held_out):
         findings.add("unread_files", says=f"not read: {rest}")
     marks = [each.fingerprint for each in tables + apart]
@@ -220,7 +222,7 @@ def eval_set(data: DictConfig, name: str, view: str, findings: Findings) -> Data
     """One set of data.eval_sets, read by the settings of `data` where it has none of its own; None without a row."""
     given = data.eval_sets[name]
     own = given if isinstance(given, DictConfig) else {"path": given, "name": None, "revision": None}
-    tables = [table(each, findings) for each in sources(OmegaConf.merge(data, own))]
+    tables = [table(each, findings, view=view) for each in sources(OmegaConf.merge(data, own))]
     return combined([views.view(each.rows, each.kind, view, findings) for each in tables if len(each.rows)])
 
 

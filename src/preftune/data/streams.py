@@ -9,7 +9,7 @@ from datasets import Dataset, Features, IterableDataset, concatenate_datasets, i
 from preftune.data import views
 from preftune.data.findings import Findings
 from preftune.data.sources import Source
-from preftune.data.table import FEATURES, Table
+from preftune.data.table import Table, columns_of
 from preftune.data.views import KINDS, UNPAIRED, ordered
 
 BLOCK = 1000  # rows that are converted and shuffled together
@@ -21,11 +21,11 @@ def blocks(source: Source, view: str, seed: int, skipped_file: str | None) -> It
     Raises DataError at the first bad row, unless there is a file for skipped ones.
     """
     findings = Findings(skipped_file is not None, skipped_file)
-    read = Table(source, findings)
+    read = Table(source, findings, view)
     found = read.each(streaming=True)
     while block := list(islice(found, BLOCK)):
         findings.stop_on_errors()
-        rows = views.view(Dataset.from_list(block, FEATURES[read.kind]), read.kind, view, findings)
+        rows = views.view(Dataset.from_list(block, columns_of(read.kind, view)), read.kind, view, findings)
         if view != UNPAIRED:
             rows = rows.select(np.random.default_rng(seed).permutation(len(rows)))
         yield from ordered(rows, view, seed).remove_columns("origin")
@@ -35,7 +35,7 @@ def blocks(source: Source, view: str, seed: int, skipped_file: str | None) -> It
 
 def stream(sources: list[Source], view: str, seed: int, skipped_file: str | None) -> IterableDataset:
     """All sources as one stream: one after the other, or with weights drawn from in their proportion until one ends."""
-    features = Features({name: kind for name, kind in FEATURES[KINDS[view]].items() if name != "origin"})
+    features = Features({name: kind for name, kind in columns_of(KINDS[view], view).items() if name != "origin"})
     given = {"view": view, "seed": seed, "skipped_file": skipped_file}
     sets = [IterableDataset.from_generator(blocks, features, {"source": source} | given) for source in sources]
     weights = [source.weight for source in sources]

@@ -17,12 +17,13 @@ from datasets.arrow_writer import ArrowWriter
 
 from preftune.config.files import cache_dir
 from preftune.data import row_checks
-from preftune.data.columns import Reading
+from preftune.data.columns import Reading, number
 from preftune.data.findings import Findings, RowFault
 from preftune.data.formats import Read
 from preftune.data.forms import standard
 from preftune.data.shapes import COLUMNS, DEMONSTRATIONS, LABELLED, PAIRS, PROMPTS, shape_of, unrepeated
 from preftune.data.sources import Source
+from preftune.data.views import ASKED, MARGINS
 
 MESSAGES = Json()  # a list of messages, each with the fields that it was given: Arrow's structs would add nulls
 COMMON = {"id": Value("string"), "origin": Value("string"), "prompt": MESSAGES}
@@ -33,6 +34,7 @@ FEATURES = {
     DEMONSTRATIONS: Features(COMMON | {"completion": MESSAGES} | BESIDE),
     PROMPTS: Features(COMMON | BESIDE),
 }
+MARGIN = {"margin": Value("float32")}
 NAMES = ("id", "origin")  # what does not change what a row teaches
 PEEK = 50  # rows that decide of which kind a source is
 
@@ -46,7 +48,7 @@ class Table:
 
     source: Source
     findings: Findings
-    prompts: bool = False  # whether prompts alone are rows
+    view: str | None = None  # what a loss takes, where that decides what a row is
     rows: Dataset | None = None
     kind: str | None = None  # None where no row was good
     read: int = 0
@@ -56,7 +58,8 @@ class Table:
     fingerprint: str = ""
 
     def __post_init__(self):
-        self.reading = Reading(self.source.columns, self.source.verdict, self.source.good_at, self.prompts)
+        how = {"prompts": self.view == ASKED, "margins": self.view == MARGINS}
+        self.reading = Reading(self.source.columns, self.source.verdict, self.source.good_at, **how)
 
     def each(self, streaming: bool = False) -> Iterator[dict]:
         """The good rows, in order, with ids: the data's own, else where the row stood. Sets `kind` before the first."""
@@ -90,7 +93,7 @@ class Table:
         self.kind = self.kind or shape.kind
         if shape.kind != self.kind:
             raise RowFault("mixed_shapes", f"{shape.name}, among {self.kind}")
-        beside = self.beside(row)
+        beside = self.beside(row) | self.margin(row)
         found = [each | beside for each in shape.convert(row, self.source.pairs_rule)]
         if isinstance(system := row.get("system"), str) and system.strip():
             found = [each | {"prompt": [{"role": "system", "content": system}, *each["prompt"]]} for each in found]
@@ -120,6 +123,16 @@ class Table:
             raise RowFault("wrong_type", "tools must be a list of JSON schemas, chat_template_kwargs an object")
         return {"tools": tools, "chat_template_kwargs": self.source.chat_template_kwargs | given}
 
+    def margin(self, row: dict) -> dict[str, float]:
+        """By how much the chosen answer is better, where that is read; 0 where the row does not say."""
+        if not self.reading.margins:
+            return {}
+        if row.get("margin") in (None, ""):
+            return {"margin": 0.0}
+        if (margin := number(row["margin"])) is None:
+            raise RowFault("wrong_type", f"margin is {row['margin']!r}, which is no number")
+        return {"margin": margin}
+
     def line(self) -> str:
         """The shape, or the shapes with their counts where there are several."""
         if len(self.shapes) == 1:
@@ -127,16 +140,21 @@ class Table:
         return "; ".join(f"{name} ({count:,})" for name, count in self.shapes.most_common()) or "no rows"
 
 
-def table(source: Source, findings: Findings, first: int | None = None, prompts: bool = False) -> Table:
+def columns_of(kind: str, view: str | None) -> Features:
+    """The columns of rows of a kind, as they are kept."""
+    return Features(FEATURES[kind] | (MARGIN if kind == PAIRS and view == MARGINS else {}))
+
+
+def table(source: Source, findings: Findings, first: int | None = None, view: str | None = None) -> Table:
     """Read a source once and keep its good rows on disk, or as a stream its `first` ones."""
-    read = Table(source, findings, prompts)
+    read = Table(source, findings, view)
     folder = cache_dir() / "data"
     folder.mkdir(parents=True, exist_ok=True)
     content, whole = xxhash.xxh3_128(), xxhash.xxh3_128()
     with tempfile.TemporaryDirectory(prefix=".rows-", dir=folder) as scratch:
         rows = islice(read.each(streaming=first is not None), first)
         batch = list(islice(rows, 500))  # from here on the kind is known
-        features = FEATURES[read.kind or DEMONSTRATIONS]
+        features = columns_of(read.kind or DEMONSTRATIONS, view)
         with ArrowWriter(path=f"{scratch}/rows.arrow", features=features, writer_batch_size=500) as writer:
             while batch:
                 content.update(text([name for name in features if name not in NAMES], batch))

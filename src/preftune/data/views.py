@@ -1,6 +1,7 @@
 """The forms that trainers take, the ways from one kind of data to another, and mixtures.
 
-paired: {id, prompt, chosen, rejected}; unpaired: {id, prompt, completion, label}; demonstrations: {id, prompt,
+paired: {id, prompt, chosen, rejected}; margins: the same with `margin`, by how much chosen is better, 0 where no row
+says; unpaired: {id, prompt, completion, label}; demonstrations: {id, prompt,
 completion}; prompts: {id, prompt, solution}, each prompt once, with the text of a good answer where there is one, for
 rewards that compare with it. Beside them every row keeps `origin`, the file and line that it came from, `tools` and
 `chat_template_kwargs`.
@@ -17,10 +18,11 @@ from preftune.data.findings import DataError, Findings
 from preftune.data.messages import Messages, said
 from preftune.data.shapes import ANSWERS, DEMONSTRATIONS, LABELLED, PAIRS, PROMPTS
 
-PAIRED, UNPAIRED, SHOWN, ASKED = "paired", "unpaired", "demonstrations", "prompts"
+PAIRED, MARGINS, UNPAIRED, SHOWN, ASKED = "paired", "margins", "unpaired", "demonstrations", "prompts"
 ONCE = ("id", "origin", "prompt", "solution")  # the columns of prompts
 BESIDE = ("tools", "chat_template_kwargs")  # what the chat template is given beside the messages
-KINDS = {PAIRED: PAIRS, UNPAIRED: LABELLED, SHOWN: DEMONSTRATIONS, ASKED: PROMPTS}  # what the rows of a view are
+# what the rows of a view are
+KINDS = {PAIRED: PAIRS, MARGINS: PAIRS, UNPAIRED: LABELLED, SHOWN: DEMONSTRATIONS, ASKED: PROMPTS}
 
 
 def key(prompt: Messages) -> int:
@@ -54,8 +56,8 @@ def unpair(rows: Dataset, _: Findings) -> Dataset:
 
 
 def without_empty(rows: Dataset) -> Dataset:
-    """The rows without the columns that no row has a value in: tools and template arguments are rare."""
-    return rows.remove_columns([name for name in BESIDE if name in rows.features and not any(rows[name])])
+    """The rows without the columns that no row has a value in: tools, template arguments and margins are rare."""
+    return rows.remove_columns([name for name in (*BESIDE, "margin") if name in rows.features and not any(rows[name])])
 
 
 def ordered(rows: Dataset, wanted: str, seed: int) -> Dataset:
@@ -116,6 +118,11 @@ def pair_up(rows: Dataset, findings: Findings) -> Dataset:
     return concatenate_datasets([pairs, worse], axis=1)
 
 
+def no_margin(pairs: Dataset) -> Dataset:
+    """Pairs of which no row says by how much, beside such as do."""
+    return pairs.add_column("margin", [0.0] * len(pairs), feature=Value("float32"))
+
+
 def prompts(rows: Dataset, _: Findings) -> Dataset:
     """Each prompt once; a good answer's text stands beside it as `solution`, where rewards of TRL's look for it."""
     once = rows.select(np.sort(np.unique(keys(rows), return_index=True)[1]))
@@ -136,6 +143,7 @@ WAYS: dict[tuple[str, str], Callable[[Dataset, Findings], Dataset]] = {
     (DEMONSTRATIONS, ASKED): prompts,
     (PROMPTS, ASKED): prompts,
     (LABELLED, PAIRED): pair_up,
+    (LABELLED, MARGINS): lambda rows, findings: no_margin(pair_up(rows, findings)),
     (LABELLED, SHOWN): lambda rows, _: rows.select(np.flatnonzero(rows["label"])).remove_columns("label"),
 }
 

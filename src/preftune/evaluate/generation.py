@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from preftune.data.token_checks import options
 from preftune.models.tokenizer import stop_tokens, token_ids
 
-BATCH = 32  # prompts: a small model reads its weights for each token, however many answers it draws
+BATCH = 64  # prompts: a small model reads its weights for each token, however many answers it draws
 # The model's own distribution and nothing else: no cut of the tail, no penalty, whatever its generation config says
 PLAIN_SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 

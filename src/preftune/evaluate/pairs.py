@@ -15,6 +15,7 @@ from trl.trainer.utils import add_fused_lm_head
 from preftune.data.shapes import PAIRS
 from preftune.data.token_checks import sequences, tokenized
 from preftune.evaluate.statistics import at_equal_length
+from preftune.fastpath.forward import install_for_scoring
 
 BATCH = 8  # pairs
 
@@ -121,7 +122,7 @@ def log_probs(
     order = sorted(range(len(sides)), key=lambda i: sum(len(ids) for ids, _ in sides[i]))
     answers = len(sides[0])
     sums, counts = torch.zeros(2, answers, len(sides), dtype=torch.float64)
-    with _evaluating(model, fused):
+    with _evaluating(model, fused, pairs=answers == 2):
         for start in tqdm(range(0, len(order), BATCH), desc="scoring held-out pairs", unit="batch", leave=False):
             chunk = order[start : start + BATCH]
             # as TRL's trainers: all chosen, then all rejected
@@ -135,12 +136,13 @@ def log_probs(
 
 
 @contextlib.contextmanager
-def _evaluating(model: torch.nn.Module, fused: bool) -> Iterator[None]:
-    """The model in evaluation mode, lent TRL's fused LM head unless it has one: log-probs without logits."""
+def _evaluating(model: torch.nn.Module, fused: bool, pairs: bool) -> Iterator[None]:
+    """The model in evaluation mode, lent TRL's fused LM head and the fast forward unless it has them."""
     head = model.get_base_model() if isinstance(model, PeftModel) else model
     before, training = vars(head).get("forward"), model.training
     if not fused:
         add_fused_lm_head(head)
+        install_for_scoring(head, pairs)
     model.eval()
     try:
         yield

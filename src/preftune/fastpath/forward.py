@@ -4,13 +4,16 @@ TRL's DPO, KTO and SFT losses call `model(**inputs, labels=labels, fused_lm_head
 FusedCausalLMOutput; that call alone is replaced. What is scored, and how the losses use it, stays TRL's.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from types import MethodType, ModuleType
+from types import MethodType, ModuleType, SimpleNamespace
 
 import torch
 from accelerate.utils import broadcast_object_list, is_peft_model
+from peft import PeftType
+from peft.helpers import disable_input_dtype_casting
 from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput
 
@@ -125,6 +128,15 @@ def install(
     model.forward = MethodType(forward, model)
 
 
+def install_for_scoring(model: PreTrainedModel, pairs: bool) -> None:
+    """Lay the form that applies, if one does, over `model`'s fused forward; whoever lent it that takes both off."""
+    plain = SimpleNamespace(accelerator=None, is_fsdp_enabled=False, args=SimpleNamespace(gradient_checkpointing=False))
+    with torch.enable_grad():  # its probe compares gradients too
+        form, _ = choose(model, plain)
+    if form is not None:
+        install(FORMS[form], model, pairs, contextlib.nullcontext, lambda reason: None)
+
+
 class FormError(UserError):
     """A form was asked for that does not apply."""
 
@@ -171,6 +183,23 @@ class FastForward:
         if type(reference) is type(model):
             self._install(FORMS[form], reference)
         self.accelerator.print(f"Fast forward: {form}", flush=True)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        with disable_input_dtype_casting(self.model, active=self._autocast_casts()):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def _autocast_casts(self) -> bool:
+        """Whether autocast casts what LoRA's products take, so that PEFT's own cast to float32 before it is in vain.
+
+        Forward and backward must agree: with checkpointing the backward runs the layers again.
+        """
+        engine = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if self.accelerator.mixed_precision not in ("bf16", "fp16") or engine or not is_peft_model(self.model):
+            return False
+        return all(
+            each.peft_type == PeftType.LORA and not each.use_dora
+            for each in self.accelerator.unwrap_model(self.model).peft_config.values()
+        )
 
     def _install(self, form: ModuleType, model: PreTrainedModel) -> None:
         install(form, model, self.pairs, self.accelerator.autocast, self._say)

@@ -1,13 +1,19 @@
 """Scoring chosen hidden states alone, with TRL's own fused head."""
 
+import contextlib
+from collections.abc import Iterator
 from types import MethodType, SimpleNamespace
 
 import torch
 from transformers import PreTrainedModel
+from trl.trainer import utils
 from trl.trainer.utils import FusedCausalLMOutput
 
 PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
-CPU_TOKENS = 256  # scored at once off GPUs, where TRL's own tile of 4,096 takes up to 3.8 GB for a moment
+# Tokens and words that are scored at once off GPUs. TRL's own tile of 4,096 × 32,768 takes up to 3.8 GB for a moment,
+# and its many passes over a tile are slow where that is in no cache.
+CPU_TOKENS, CPU_WORDS = 1024, 4096
+TILE = "_CHUNKED_LOGPROB_CHUNK_SIZE"  # TRL's name of the words
 
 
 class Picked:
@@ -26,15 +32,28 @@ def score(
     fused: MethodType, model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor
 ) -> FusedCausalLMOutput:
     """TRL's output per token, of shape (1, N), for hidden states (N, hidden), each predicting its target (N,)."""
-    size = CPU_TOKENS if hidden.device.type == "cpu" else max(1, len(hidden))
-    parts = [
-        fused.__func__(Picked(model, some), shift_labels=wanted[None], fused_lm_head=True)
-        for some, wanted in zip(hidden.split(size), targets.split(size), strict=True)
-    ]
+    on_cpu = hidden.device.type == "cpu"
+    size = CPU_TOKENS if on_cpu else max(1, len(hidden))
+    with small_tiles() if on_cpu else contextlib.nullcontext():
+        parts = [
+            fused.__func__(Picked(model, some), shift_labels=wanted[None], fused_lm_head=True)
+            for some, wanted in zip(hidden.split(size), targets.split(size), strict=True)
+        ]
     found = {name: [getattr(part, name) for part in parts] for name in PER_TOKEN}
     return FusedCausalLMOutput(
         **{name: None if each[0] is None else torch.cat(each, dim=1) for name, each in found.items()}
     )
+
+
+@contextlib.contextmanager
+def small_tiles() -> Iterator[None]:
+    """TRL's head takes CPU_WORDS words at once meanwhile; what it scores keeps that for its backward."""
+    before = getattr(utils, TILE)
+    setattr(utils, TILE, min(before, CPU_WORDS))
+    try:
+        yield
+    finally:
+        setattr(utils, TILE, before)
 
 
 def auxiliary_loss(

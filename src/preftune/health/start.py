@@ -68,6 +68,8 @@ class ProvedStart:
                 print("step-0 check: the first answers' rewards are alike, so no gradient is due")
             elif not self.is_deepspeed_enabled:  # DeepSpeed keeps gradients to itself
                 self._check(check_gradients, unwrapped, ran)
+        if self.state.global_step == 0 and not with_noise(self.args):
+            ties_count_half(self)
         return loss
 
     def _without_noise(self, inputs: dict) -> None:
@@ -92,6 +94,13 @@ class ProvedStart:
                     self.findings.prove(found)
                 else:
                     self.findings.stop(found)
+
+
+def ties_count_half(trainer: Trainer) -> None:
+    """Before the first step policy and reference are one model: what ranks their answers is rounding, a tie."""
+    logged = getattr(trainer, "_metrics", {"train": {}})["train"].get("rewards/accuracies")
+    if logged and trainer.starts_as_reference and getattr(trainer, "logratios_per_token", None) is not None:
+        logged[-1] = 0.5
 
 
 def rewards_alike(trainer: Trainer) -> bool:

@@ -45,7 +45,8 @@ def run_stages(cfg: DictConfig) -> dict:
         for number, (name, step) in enumerate(steps, 1):
             print(f"Stage {number} of {len(steps)}: {name}", flush=True)
             step(progress, name)
-        summary = combine(progress.summaries) | headline(run / "evaluation" / "evaluation.json")
+        summary = combine(progress.summaries)
+        summary |= headline(run / "evaluation" / "evaluation.json", cfg.model.path, shown=summary["samples"])
         summary["seconds"] = round(time.time() - started, 1)
         if main_process():
             write_json(run / "summary.json", summary)
@@ -87,12 +88,19 @@ def evaluated(progress: Progress, name: str) -> None:
     lineage.record(output, made_of, Artifact(str(output), checkpoints.digest(output / "evaluation.json")))
 
 
-def headline(evaluation: Path) -> dict:
-    """What the evaluation says of the last stage, under the names that summary.json has for before and after."""
+def headline(evaluation: Path, start: str, shown: list[dict]) -> dict:
+    """What the evaluation says of the last stage, under the names that summary.json has for before and after.
+
+    Its answers too, where the stages kept none (`shown`) and the reference is what the pipeline started from.
+    """
     if not evaluation.exists():
         return {}
     last = json.loads(evaluation.read_text(encoding="utf-8"))[-1]
-    return {name: last[key] for name, key in HEADLINE.items() if last.get(key) is not None}
+    found = {name: last[key] for name, key in HEADLINE.items() if last.get(key) is not None}
+    if not shown and last["reference"] == start:
+        sides = {"prompt": "prompt", "before": "reference", "after": "policy"}
+        found["samples"] = [{name: each[side] for name, side in sides.items()} for each in last["generations"]]
+    return found
 
 
 def exported(progress: Progress, name: str) -> None:

@@ -1,6 +1,6 @@
 """What a training run holds at its fullest moment, part by part, for one device, in bytes."""
 
-from preftune.fastpath.head import CPU_TOKENS
+from preftune.fastpath.head import CPU_TOKENS, CPU_WORDS
 from preftune.plan.measure import Footprint
 from preftune.plan.model import BYTES, state_bytes, weight_bytes
 from preftune.plan.rows import Batch
@@ -118,9 +118,9 @@ def head(run: Training, batch: Batch, learning: bool = True) -> float:
     if run.reference_free and not run.packed and learning:
         return batch.tokens * words * (compute + FULL_LOGITS * 4) + gradient
     scored = batch.tokens if run.scores_all_positions else batch.scored
-    tokens = min(scored, CPU_TOKENS if run.packed and not run.on_gpu else TILE_TOKENS)
-    columns = min(words, TILE_WORDS)
-    tile = tokens * columns
+    most = (CPU_TOKENS, CPU_WORDS) if run.packed and not run.on_gpu else (TILE_TOKENS, TILE_WORDS)
+    columns = min(words, most[1])
+    tile = min(scored, most[0]) * columns
     temporary = tile * TILE_FORWARD * 4
     if learning:
         temporary = max(tile * (TILE_COPIES * 4 + 1), tile * 4 + columns * width * 4)

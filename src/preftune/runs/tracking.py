@@ -14,6 +14,7 @@ from preftune.config.errors import advice, brief
 from preftune.config.files import write_text
 from preftune.config.hardware import wandb_mode
 from preftune.config.processes import main_process
+from preftune.plan.text import duration
 from preftune.report.record import metrics
 
 LOGIN_SECONDS = 20  # a key without a network would block for about 100 s
@@ -113,6 +114,31 @@ class Progress(TrainerCallback):
             speed = (tokens - self.seen[1]) / max(now - self.seen[0], 1e-9)
         self.seen = (now, tokens)
         return ", ".join([*says, f"{speed:,.0f} tokens/s"] if speed else says)
+
+
+class Pace(TrainerCallback):
+    """How long the training will take, by its own first steps: the plan knows no more than what a device should do.
+
+    `seconds` is None until that is known, and in runs too short to say. The first step, which is slow, is left out.
+    """
+
+    LEAST, MOST = 3, 20  # steps that are measured: a tenth of all
+
+    def __init__(self):
+        self.first, self.since, self.seconds = 0, 0.0, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.first = state.global_step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        steps, done = state.max_steps - self.first, state.global_step - self.first - 1
+        measured = min(max(self.LEAST, steps // 10), self.MOST)
+        if done == 0:
+            self.since = time.monotonic()
+        elif done == measured and steps >= 3 * measured:
+            self.seconds = (time.monotonic() - self.since) / measured * steps
+            if state.is_world_process_zero:
+                tqdm.write(f"plan: {duration(self.seconds)} of training, by the first {done + 1} steps")
 
 
 class Tracker:

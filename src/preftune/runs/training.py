@@ -40,7 +40,7 @@ from preftune.runs import checkpoints, directory
 from preftune.runs.checkpoints import Seal, carry_on, require_readable, require_resumable, save_whole
 from preftune.runs.samples import Samples
 from preftune.runs.signals import Interruption
-from preftune.runs.tracking import MetricsFile, Progress, Tracker
+from preftune.runs.tracking import MetricsFile, Pace, Progress, Tracker
 from preftune.runs.work import Counted, Work
 from preftune.trainers.build import build, load_data, with_metrics
 
@@ -114,13 +114,14 @@ def carried_out(run: Run) -> dict:
     describe(run, trainer, data)
     snapshots = [snapshot("start", trainer, data, run.cfg)]
     gate = pass_gate(run, data, snapshots[0])
-    monitor = watch(run, trainer, data, snapshots[0])
+    monitor, pace = watch(run, trainer, data, snapshots[0]), Pace()
+    trainer.add_callback(pace)
     proofs = EndProofs(trainer, run.findings, data.eval_pairs)
     trainer.add_callback(proofs)
     trainer.add_callback(run.interruption)
     fit(trainer, resumed_from(run, trainer))
     end_early(run, trainer, monitor)
-    measured = None if run.cfg.resume else compare_with_plan(planned, trainer, peak_memory_gb() - idle)
+    measured = None if run.cfg.resume else compare_with_plan(planned, trainer, pace, peak_memory_gb() - idle)
     held_out = last_evaluation(trainer) if trainer.eval_dataset is not None else {}
     save_whole(run.path / "model", lambda folder: save(trainer, folder))
     proofs.after_saving(run.path / "model")
@@ -209,19 +210,25 @@ def announce(cfg: DictConfig, data: Data, tokenizer: PreTrainedTokenizerBase) ->
     return dataclasses.asdict(made)
 
 
-def compare_with_plan(planned: dict | None, trainer: Trainer, memory_gb: float) -> dict | None:
-    """What a training took beside what was planned for it: memory above the idle process, and seconds."""
+def compare_with_plan(planned: dict | None, trainer: Trainer, pace: Pace, memory_gb: float) -> dict | None:
+    """What a training took beside what was planned for it: memory above the idle process, and seconds.
+
+    `seconds_by_first_steps` is what its first steps said; None where it was too short.
+    """
     seconds = [row["train_runtime"] for row in trainer.state.log_history if "train_runtime" in row]
     if planned is None or not seconds:
         return None
     parts = planned["memory_gb"]
     memory = parts["total"] - (parts["other"] if trainer.args.device.type == "cuda" else 0)  # which PyTorch never sees
     expected = planned["seconds"] - planned["reference"]["seconds"]
+    corrected = f" ({text.duration(pace.seconds)} by its first steps)" if pace.seconds else ""
     print(
-        f"plan: {memory:.1f} GB and {text.duration(expected)} of training planned, {memory_gb:.1f} GB and "
+        f"plan: {memory:.1f} GB and {text.duration(expected)} of training planned{corrected}, {memory_gb:.1f} GB and "
         f"{text.duration(seconds[-1])} measured"
     )
-    return {"memory_gb": round(memory_gb, 3), "seconds": round(seconds[-1], 1)}
+    by_first_steps = pace.seconds and round(pace.seconds, 1)
+    found = {"memory_gb": round(memory_gb, 3), "seconds": round(seconds[-1], 1)}
+    return found | {"seconds_by_first_steps": by_first_steps}
 
 
 def describe(run: Run, trainer: Trainer, data: Data) -> None:
