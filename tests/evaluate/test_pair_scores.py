@@ -1,7 +1,11 @@
 import pytest
 import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from preftune.evaluate.pairs import PairScores, implicit_rewards
+from preftune.evaluate import pairs
+from preftune.evaluate.pairs import PairScores, implicit_rewards, score
+from preftune.models import embedded
 
 POLICY = PairScores(
     chosen=torch.tensor([-10.0, -30.0, -60.0, -90.0]),
@@ -36,3 +40,27 @@ def test_the_last_look_has_both_accuracies_by_length():
 def test_two_pairs_make_two_buckets():
     two = PairScores(POLICY.chosen[:2], POLICY.rejected[:2], POLICY.chosen_tokens[:2], POLICY.rejected_tokens[:2])
     assert [row["pairs"] for row in two.summary()["by_length"]] == [1, 1]
+
+
+@pytest.fixture
+def loaded_tiny():
+    """The tiny model, its tokenizer and five pairs."""
+    folder = embedded.folder("embedded://tiny")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    answers = [("Good.", "Bad, and longer."), ("Yes.", "No."), ("Left.", "Right."), ("One.", "Two."), ("A b c.", "D.")]
+    said = [[[{"role": "assistant", "content": text}] for text in both] for both in answers]
+    asked = [{"role": "user", "content": "Which of the two is it?"}]
+    rows = Dataset.from_list([{"prompt": asked, "chosen": a, "rejected": b} for a, b in said])
+    return AutoModelForCausalLM.from_pretrained(folder), tokenizer, rows
+
+
+def test_scores_by_the_fast_forward_are_those_of_trls_own(loaded_tiny, monkeypatch):
+    model, tokenizer, rows = loaded_tiny
+    fast = score(model, tokenizer, rows, 256, bf16=False)
+    assert "forward" not in vars(model)  # what was lent is taken back
+    run = model.tokens_run[1]
+    monkeypatch.setattr(pairs, "install_for_scoring", lambda *given: None)
+    plain = score(model, tokenizer, rows, 256, bf16=False)
+    assert run > 0
+    for name in ("chosen", "rejected", "chosen_tokens", "rejected_tokens"):
+        assert torch.allclose(getattr(fast, name), getattr(plain, name), atol=1e-3), name

@@ -60,6 +60,22 @@ def test_lora_with_its_own_base_as_reference_equals_trl(family, checkpointing, t
     assert_same(*trainers(DPOTrainer, DPOConfig, tiny_model(family), pairs, **arguments))
 
 
+def test_lora_without_the_cast_that_autocast_undoes_is_bit_for_bit_the_same(trainers, pairs, monkeypatch):
+    _, packed = trainers(DPOTrainer, DPOConfig, tiny_model("llama"), pairs, peft_config=LORA, bf16=True)
+    packed.current_gradient_accumulation_steps = 1
+    batch = batch_of(packed)
+
+    def step():
+        packed.model.zero_grad()
+        loss = packed.training_step(packed.model, dict(batch))
+        return [loss, *(weight.grad.clone() for weight in packed.model.parameters() if weight.grad is not None)]
+
+    assert packed._autocast_casts()
+    spared = step()
+    monkeypatch.setattr(type(packed), "_autocast_casts", lambda self: False)
+    assert len(spared) > 1 and all(map(torch.equal, spared, step()))
+
+
 @pytest.mark.parametrize("peft_config", [None, LORA])
 def test_twenty_steps_lose_as_trl_does(peft_config, trainers, pairs):
     arguments = {"peft_config": peft_config, "max_steps": 20, "per_device_train_batch_size": 2}

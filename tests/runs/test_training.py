@@ -91,9 +91,17 @@ def test_before_training_margins_are_zero_and_the_loss_is_ln_2(composed):
     first = logged(Path(cfg.output_dir))[0]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert first["rewards/accuracies"] == 0.5  # ties, whichever way they are rounded
 
 
-def test_kto_logs_accuracies_and_log_probs_per_token(composed):
+def test_the_first_steps_say_how_long_the_training_takes(composed, capsys):
+    summary = train(composed("dpo", "train.max_steps=12", "train.eval_strategy=no"))
+    said = capsys.readouterr().out
+    assert "of training, by the first 4 steps" in said and "by its first steps)" in said
+    measured = summary["measured"]
+    assert measured["seconds"] / 3 < measured["seconds_by_first_steps"] < 3 * measured["seconds"]
+
+_and_log_probs_per_token(composed):
     cfg = composed("kto", "hardware.per_device_train_batch_size=8")
     train(cfg)
     first = logged(Path(cfg.output_dir))[0]
