@@ -101,7 +101,8 @@ def test_the_first_steps_say_how_long_the_training_takes(composed, capsys):
     measured = summary["measured"]
     assert measured["seconds"] / 3 < measured["seconds_by_first_steps"] < 3 * measured["seconds"]
 
-_and_log_probs_per_token(composed):
+
+def test_kto_logs_accuracies_and_log_probs_per_token(composed):
     cfg = composed("kto", "hardware.per_device_train_batch_size=8")
     train(cfg)
     first = logged(Path(cfg.output_dir))[0]
