@@ -103,26 +103,27 @@ def score(
     pairs: Dataset,
     max_length: int,
     bf16: bool,
-    fused: bool = False,
+    lend: str = "form",
 ) -> PairScores:
     """The PairScores of `model` on rows of message lists (prompt, chosen, rejected), cut to `max_length` tokens.
 
-    `fused`: whether the model's forward takes `fused_lm_head` already, as a trainer's does; it is lent one otherwise.
+    `lend`: what its forward is lent meanwhile: TRL's fused head and the fast forward (form), the head alone (head), or
+    nothing, as that of a trainer which has both (none).
     """
     sides = [sequences(row, max_length) for row in tokenized(pairs, PAIRS, tokenizer)]
-    sums, counts = log_probs(model, tokenizer, sides, bf16, fused)
+    sums, counts = log_probs(model, tokenizer, sides, bf16, lend)
     return PairScores(*sums, *counts)
 
 
 @torch.no_grad()
 def log_probs(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, sides: list[list[Row]], bf16: bool, fused: bool = False
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, sides: list[list[Row]], bf16: bool, lend: str = "form"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(sums in nats, tokens), each (k, n), of n rows with k answers each: two of a pair, one of a demonstration."""
     order = sorted(range(len(sides)), key=lambda i: sum(len(ids) for ids, _ in sides[i]))
     answers = len(sides[0])
     sums, counts = torch.zeros(2, answers, len(sides), dtype=torch.float64)
-    with _evaluating(model, fused, pairs=answers == 2):
+    with _evaluating(model, lend, pairs=answers == 2):
         for start in tqdm(range(0, len(order), BATCH), desc="scoring held-out pairs", unit="batch", leave=False):
             chunk = order[start : start + BATCH]
             # as TRL's trainers: all chosen, then all rejected
@@ -136,19 +137,20 @@ def log_probs(
 
 
 @contextlib.contextmanager
-def _evaluating(model: torch.nn.Module, fused: bool, pairs: bool) -> Iterator[None]:
-    """The model in evaluation mode, lent TRL's fused LM head and the fast forward unless it has them."""
+def _evaluating(model: torch.nn.Module, lend: str, pairs: bool) -> Iterator[None]:
+    """The model in evaluation mode, its forward lent what `lend` says, as in `score`."""
     head = model.get_base_model() if isinstance(model, PeftModel) else model
     before, training = vars(head).get("forward"), model.training
-    if not fused:
+    if lend != "none":
         add_fused_lm_head(head)
+    if lend == "form":
         install_for_scoring(head, pairs)
     model.eval()
     try:
         yield
     finally:
         model.train(training)
-        if not fused:
+        if lend != "none":
             del head.forward
             if before is not None:
                 head.forward = before

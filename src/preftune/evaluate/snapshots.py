@@ -26,11 +26,11 @@ def take_snapshot(name: str, trainer: Trainer, data: Data, cfg: DictConfig) -> S
     if data.eval_pairs is None or "task" in cfg.loss:  # a reward model says nothing, and TRL scores its pairs
         return None
     tokenizer = trainer.processing_class
-    fused = getattr(trainer, "form", None) is not None  # then the fast forward scores
+    lend = "head" if getattr(trainer, "form", None) is None else "none"  # the fast forward scores, where it trains
     prompts = generation.prompts(data.eval_pairs, cfg.samples)
     with sharding.whole(trainer.model):
         scores = pairs.score(
-            trainer.model, tokenizer, data.eval_pairs, cfg.train.max_length, bool(cfg.hardware.bf16), fused
+            trainer.model, tokenizer, data.eval_pairs, cfg.train.max_length, bool(cfg.hardware.bf16), lend
         )
         texts = generation.answers(trainer.model, tokenizer, prompts)
     return Snapshot(name, scores, {prompt[-1]["content"]: text for prompt, text in zip(prompts, texts, strict=True)})
