@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from datasets import Dataset
@@ -19,6 +20,7 @@ from preftune.fastpath.forward import install_for_scoring
 
 BATCH = 8  # pairs
 
+Lend = Literal["form", "head", "none"]  # to a forward, while it scores: see `score`
 Row = tuple[list[int], int]  # token ids of prompt and answer, and where the answer begins
 
 
@@ -103,7 +105,7 @@ def score(
     pairs: Dataset,
     max_length: int,
     bf16: bool,
-    lend: str = "form",
+    lend: Lend = "form",
 ) -> PairScores:
     """The PairScores of `model` on rows of message lists (prompt, chosen, rejected), cut to `max_length` tokens.
 
@@ -117,7 +119,7 @@ def score(
 
 @torch.no_grad()
 def log_probs(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, sides: list[list[Row]], bf16: bool, lend: str = "form"
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, sides: list[list[Row]], bf16: bool, lend: Lend = "form"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(sums in nats, tokens), each (k, n), of n rows with k answers each: two of a pair, one of a demonstration."""
     order = sorted(range(len(sides)), key=lambda i: sum(len(ids) for ids, _ in sides[i]))
@@ -137,7 +139,7 @@ def log_probs(
 
 
 @contextlib.contextmanager
-def _evaluating(model: torch.nn.Module, lend: str, pairs: bool) -> Iterator[None]:
+def _evaluating(model: torch.nn.Module, lend: Lend, pairs: bool) -> Iterator[None]:
     """The model in evaluation mode, its forward lent what `lend` says, as in `score`."""
     head = model.get_base_model() if isinstance(model, PeftModel) else model
     before, training = vars(head).get("forward"), model.training

@@ -7,7 +7,7 @@ from transformers import Trainer
 
 from preftune.data.load import Data
 from preftune.evaluate import generation, pairs
-from preftune.evaluate.pairs import PairScores, implicit_rewards
+from preftune.evaluate.pairs import Lend, PairScores, implicit_rewards
 from preftune.evaluate.statistics import interval
 from preftune.models import sharding
 
@@ -26,7 +26,8 @@ def take_snapshot(name: str, trainer: Trainer, data: Data, cfg: DictConfig) -> S
     if data.eval_pairs is None or "task" in cfg.loss:  # a reward model says nothing, and TRL scores its pairs
         return None
     tokenizer = trainer.processing_class
-    lend = "head" if getattr(trainer, "form", None) is None else "none"  # the fast forward scores, where it trains
+    by_form = getattr(trainer, "form", None) is not None  # the fast forward scores, where it trains
+    lend: Lend = "none" if by_form else "head"
     prompts = generation.prompts(data.eval_pairs, cfg.samples)
     with sharding.whole(trainer.model):
         scores = pairs.score(

@@ -90,7 +90,7 @@ class EndProofs(TrainerCallback):
                 bf16 = bool(trainer.args.bf16)
                 length = getattr(trainer.args, "max_length", None)  # trainers that sample have none
                 fused = model is policy and hasattr(trainer, "_metrics")  # TRL's online DPO fuses no head
-                return score(model, trainer.processing_class, rows, length, bf16, fused)
+                return score(model, trainer.processing_class, rows, length, bf16, "none" if fused else "head")
 
 
 def adapter_off(model: PeftModel) -> contextlib.AbstractContextManager:
