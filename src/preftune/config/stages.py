@@ -87,7 +87,7 @@ class Stage:
 
     @property
     def view(self) -> str | None:
-        """Which rows the trainer eats: paired, unpaired, demonstrations or prompts."""
+        """Which rows the trainer eats: paired, margins, unpaired, demonstrations or prompts."""
         return node(self.config, f"{self.prefix}loss").get("view")
 
 

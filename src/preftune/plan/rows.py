@@ -9,14 +9,15 @@ from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
 from preftune.data.messages import said
+from preftune.data.shapes import ANSWERS
 from preftune.data.token_checks import ids_of, options
+from preftune.data.views import KINDS
 from preftune.fastpath.packed import place
 
 LOOKED_AT = 192  # rows that are tokenized, spread over the set, beside the longest by their characters
 LONGEST = 16
 CHARACTERS = 4.0  # a token, where there is no tokenizer; measured on no particular text
 TEMPLATE = 8  # tokens that a chat template adds to a prompt, where there is no tokenizer
-ANSWERS = {"paired": ("chosen", "rejected"), "unpaired": ("completion",), "demonstrations": ("completion",)}
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def assumed(data: DictConfig, view: str, max_length: int) -> Rows:
     """Rows as `data.assumed` has them: all of the mean length, and the longest as long as `max_length` allows."""
     given = data.assumed
     count = given.rows if data.max_rows is None else min(given.rows, data.max_rows)
-    columns = len(ANSWERS[view])
+    columns = len(ANSWERS[KINDS[view]])
     prompt, answers = np.array([given.prompt_tokens]), np.full((1, columns), given.answer_tokens)
     share = given.prompt_tokens / (given.prompt_tokens + given.answer_tokens)
     longest = np.full(LONGEST, round(max_length * share))
@@ -76,7 +77,7 @@ def assumed(data: DictConfig, view: str, max_length: int) -> Rows:
 def _characters(train: Dataset, view: str) -> np.ndarray:
     """Bytes of every row's messages as they are stored, shape (rows,), without a Python object per message."""
     size = np.zeros(len(train), dtype=np.int64)
-    for name in ("prompt", *ANSWERS[view]):
+    for name in ("prompt", *ANSWERS[KINDS[view]]):
         tables = train.select_columns([name]).with_format("arrow").iter(10_000)
         parts = [pc.binary_length(table[name].combine_chunks().storage).to_numpy() for table in tables]
         size += np.concatenate(parts).astype(np.int64)
@@ -86,7 +87,8 @@ def _characters(train: Dataset, view: str) -> np.ndarray:
 def _lengths(rows: Dataset, view: str, tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
     if tokenizer is None:
         told = [
-            [sum(len(said(message)) for message in row[name]) for name in ("prompt", *ANSWERS[view])] for row in rows
+            [sum(len(said(message)) for message in row[name]) for name in ("prompt", *ANSWERS[KINDS[view]])]
+            for row in rows
         ]
         found = np.ceil(np.array(told) / CHARACTERS).astype(int)
         return found[:, 0] + TEMPLATE, found[:, 1:] + 2
@@ -94,7 +96,7 @@ def _lengths(rows: Dataset, view: str, tokenizer: PreTrainedTokenizerBase) -> tu
     given = options(columns)
     prompts = np.array([len(ids) for ids in ids_of(tokenizer, columns["prompt"], given, add_generation_prompt=True)])
     answers = []
-    for name in ANSWERS[view]:
+    for name in ANSWERS[KINDS[view]]:
         dialogues = [prompt + answer for prompt, answer in zip(columns["prompt"], columns[name], strict=True)]
         answers.append([len(ids) for ids in ids_of(tokenizer, dialogues, given)] - prompts)
     return prompts, np.maximum(np.stack(answers, axis=1), 1)

@@ -6,6 +6,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from preftune.config.stages import config_class
 from preftune.config.trainer_fields import fields
+from preftune.data.shapes import PAIRS
+from preftune.data.views import KINDS
 from preftune.fastpath.attention import BLOCK, IMPLEMENTATIONS
 from preftune.plan.measure import Setting
 from preftune.plan.model import Model, bits
@@ -52,7 +54,7 @@ class Training:
     @property
     def reference_free(self) -> bool:
         """Whether pairs are trained without a reference, as by ORPO and CPO: they want the logits' means everywhere."""
-        return self.cfg.loss.view == "paired" and self.reference == "none"
+        return KINDS[self.cfg.loss.view] == PAIRS and self.reference == "none"
 
     @property
     def scores_all_positions(self) -> bool:
