@@ -30,10 +30,11 @@ from preftune.runs.work import Work
 from preftune.trainers.build import load_data
 
 ANSWERS, PAIRS, HELD_OUT, SCORES = "answers.jsonl", "pairs.jsonl", "held_out.jsonl", "scores.json"
+LATER = ("number", "reference", "score_last")  # settings of the rounds that no drawing depends on
 
 
 def trained_in_rounds(progress: Progress, name: str) -> None:
-    """The `rounds` stage: `pipeline.rounds.number` times sampling and training, and the score of the last policy."""
+    """The `rounds` stage: `pipeline.rounds.number` times sampling and training; then the last policy's score, if wanted."""
     cfg = progress.cfg
     settings = cfg.pipeline.rounds
     progress.model = model_at_hand(progress)
@@ -60,10 +61,11 @@ def trained_in_rounds(progress: Progress, name: str) -> None:
             changes["model"] = {**model_section(progress), "reference": first.path}
         trained(progress, f"round-{number}", **changes)
         progress.model = model_at_hand(progress)
-    scores.append(sample(progress, data, tokenizer, "last-answers", settings.number + 1)["score"])
+    if settings.score_last:
+        scores.append(sample(progress, data, tokenizer, "last-answers", settings.number + 1)["score"])
     if main_process():
         write_json(progress.run / SCORES, scores)
-    print("scores, before each round and at the end: " + ", ".join(f"{score:.4f}" for score in scores))
+    print("scores of the policies in turn: " + ", ".join(f"{score:.4f}" for score in scores))
 
 
 def sample(progress: Progress, data: Data, tokenizer: PreTrainedTokenizerBase, name: str, number: int) -> dict:
@@ -72,7 +74,7 @@ def sample(progress: Progress, data: Data, tokenizer: PreTrainedTokenizerBase, n
     Returns {score, pairs, prompts, flop, seconds}: `score` is the mean over all answers; FLOP within a budget alone.
     """
     cfg, settings, folder = progress.cfg, progress.cfg.pipeline.rounds, progress.run / name
-    wanted = OmegaConf.to_container(settings, resolve=True)
+    wanted = {name: value for name, value in OmegaConf.to_container(settings, resolve=True).items() if name not in LATER}
     made_of = {"policy": progress.model.digest, "data": data.fingerprint, "seed": cfg.train.seed + number, **wanted}
     if not needed(folder, made_of):
         return json.loads((folder / SCORES).read_text(encoding="utf-8"))
