@@ -30,7 +30,6 @@ from preftune.runs.work import Work
 from preftune.trainers.build import load_data
 
 ANSWERS, PAIRS, HELD_OUT, SCORES = "answers.jsonl", "pairs.jsonl", "held_out.jsonl", "scores.json"
-LATER = ("number", "reference", "score_last")  # settings of the rounds that no drawing depends on
 
 
 def trained_in_rounds(progress: Progress, name: str) -> None:
@@ -74,7 +73,7 @@ def sample(progress: Progress, data: Data, tokenizer: PreTrainedTokenizerBase, n
     Returns {score, pairs, prompts, flop, seconds}: `score` is the mean over all answers; FLOP within a budget alone.
     """
     cfg, settings, folder = progress.cfg, progress.cfg.pipeline.rounds, progress.run / name
-    wanted = {name: value for name, value in OmegaConf.to_container(settings, resolve=True).items() if name not in LATER}
+    wanted = OmegaConf.to_container(settings, resolve=True)
     made_of = {"policy": progress.model.digest, "data": data.fingerprint, "seed": cfg.train.seed + number, **wanted}
     if not needed(folder, made_of):
         return json.loads((folder / SCORES).read_text(encoding="utf-8"))
