@@ -33,7 +33,7 @@ ANSWERS, PAIRS, HELD_OUT, SCORES = "answers.jsonl", "pairs.jsonl", "held_out.jso
 
 
 def trained_in_rounds(progress: Progress, name: str) -> None:
-    """The `rounds` stage: `pipeline.rounds.number` times sampling and training; then the last policy's score, if wanted."""
+    """The `rounds` stage: `pipeline.rounds.number` times sampling and training, then the last score, if wanted."""
     cfg = progress.cfg
     settings = cfg.pipeline.rounds
     progress.model = model_at_hand(progress)
