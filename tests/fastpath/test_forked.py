@@ -134,6 +134,16 @@ def test_selective_checkpoints_keep_a_cache(trainers, pairs):
     assert_same(*made, gradients_to=1e-3)
 
 
+def test_selective_checkpoints_cast_what_runs_twice_as_the_backward_does(trainers, pairs):
+    arguments = {"peft_config": LORA, "bf16": True}
+    plain = trainers(DPOTrainer, DPOConfig, random_model("qwen3_next"), pairs, **arguments)[1]
+    more = arguments | {"gradient_checkpointing": True}
+    ours = trainers(DPOTrainer, DPOConfig, random_model("qwen3_next"), pairs, **more)[1]
+    keep_products(ours.model)
+    wanted, found = (outcome(trainer, batch_of(trainer)) for trainer in (plain, ours))
+    assert ours.form == "forked" and found[0] == wanted[0]
+
+
 def test_a_form_that_does_not_apply_is_refused(trainers, pairs):
     with pytest.raises(ValueError, match="fastpath.form=packed does not apply: .*linear_attention"):
         trainers(DPOTrainer, DPOConfig, random_model("qwen3_next"), pairs, peft_config=LORA, form="packed")

@@ -6,6 +6,8 @@ alone they cost about a percent (Korthikanti et al. 2022, "Reducing Activation R
 Models"; here the choice is the other way round, since fused attention keeps no square: all products are kept).
 """
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache, partial
 
 import torch
@@ -51,10 +53,28 @@ def keep_products(model: PreTrainedModel | PeftModel) -> None:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     biased = any(getattr(module, "has_bias", False) for module in base.modules())
     chosen = partial(policy, biased=biased)
-    enable, contexts = base.gradient_checkpointing_enable, partial(create_selective_checkpoint_contexts, chosen)
+    enable, contexts = base.gradient_checkpointing_enable, partial(contexts_of, chosen)
 
     def gradient_checkpointing_enable(gradient_checkpointing_kwargs: dict | None = None, **kwargs: object) -> None:
         given = dict(gradient_checkpointing_kwargs or {}) | {"use_reentrant": False, "context_fn": contexts}
         return enable(gradient_checkpointing_kwargs=given, **kwargs)
 
     base.gradient_checkpointing_enable = gradient_checkpointing_enable
+
+
+def contexts_of(chosen: partial) -> tuple[AbstractContextManager, ...]:
+    """What a layer runs in, at first and in the backward; torch.compile wants PyTorch's own of them."""
+    modes = create_selective_checkpoint_contexts(chosen)
+    return modes if torch.compiler.is_compiling() else tuple(map(casting_anew, modes))
+
+
+@contextmanager
+def casting_anew(mode: AbstractContextManager) -> Iterator[None]:
+    """`mode` without autocast's cache of weights: the second run of a layer would not cast what the backward casts."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with mode:
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
