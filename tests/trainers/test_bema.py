@@ -1,5 +1,6 @@
 """bema: {…} is TRL's BEMACallback: the same averaged weights as with the callback added by hand."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,27 @@ def test_the_average_is_that_of_trls_callback_added_by_hand(composed):
     for (name, mine), theirs in zip(ours.named_parameters(), callback.running_model.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs.to(mine.dtype), rtol=1e-4, atol=1e-5)
         assert not torch.equal(mine, trained[name]), name
+
+
+def test_a_resumed_run_goes_on_with_its_average(composed):
+    """The last update is before the checkpoint: the weights that training goes on from are not what is saved."""
+    given = (
+        "lora=none",
+        "train.max_steps=3",
+        "train.save_steps=2",
+        "train.save_total_limit=null",
+        "+bema.update_freq=2",
+    )
+    cfg = composed("dpo", *given)
+    train(cfg)
+    run = Path(cfg.output_dir)
+    unbroken = weights(find(str(run / "bema"))).state_dict()
+    (run / "summary.json").unlink()
+    for left in ("model", "bema", "checkpoint-3"):
+        shutil.rmtree(run / left, ignore_errors=True)
+    train(composed("dpo", *given, "resume=true"))
+    resumed = weights(find(str(run / "bema"))).state_dict()
+    assert all(torch.equal(resumed[name], kept) for name, kept in unbroken.items())
 
 
 @pytest.mark.parametrize(

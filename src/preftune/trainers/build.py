@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from peft import PeftConfig
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from trl import BEMACallback, RewardTrainer
+from trl import RewardTrainer
 
 from preftune.config.errors import UserError
 from preftune.config.processes import world_size
@@ -34,6 +34,7 @@ from preftune.models.load import (
 )
 from preftune.models.tokenizer import carry
 from preftune.trainers import engine, fits, rewards
+from preftune.trainers.averages import Averages
 from preftune.trainers.engine import require_processes
 from preftune.trainers.evaluation_means import EvaluationMeans
 from preftune.trainers.global_batch import accumulation
@@ -148,7 +149,7 @@ def set_callbacks(trainer: Trainer, cfg: DictConfig, data: Data) -> None:
     if cfg.health.early_stopping and trainer.args.eval_strategy != "no":
         trainer.add_callback(EarlyStoppingCallback(cfg.health.early_stopping))
     if cfg.bema:
-        trainer.add_callback(BEMACallback(**cfg.bema))
+        trainer.add_callback(Averages(**cfg.bema))
 
 
 def fitted_arguments(cfg: DictConfig, data: Data, trainer_class: type, args_class: type) -> dict:
