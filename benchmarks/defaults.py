@@ -56,10 +56,8 @@ def table(found: list[dict]) -> list[str]:
             pace = beside(ahead, measured["seconds"], 0) if ahead else f"– | {measured['seconds']:.0f} | "
             perplexity = " → ".join(f"{shot['perplexity']:.1f}" for shot in shots)
             accuracy = " → ".join(f"{shot['logp_accuracy']:.0%}" for shot in shots)
-            name = " ".join(filter(None, (row["recipe"], training["stage"])))
-            lines.append(
-                f"| {name} | {row['exit_code']} | {row['seconds']:.0f} | {memory} | {pace} | {perplexity} | {accuracy} |"
-            )
+            first = f"{row['recipe']} {training['stage']} | {row['exit_code']} | {row['seconds']:.0f}"
+            lines.append(f"| {first} | {memory} | {pace} | {perplexity} | {accuracy} |")
     return lines
 
 
@@ -73,7 +71,7 @@ def main() -> None:
     begin, end = MARKS
     head, rest = PAGE.read_text(encoding="utf-8").split(begin)
     tail = rest.split(end, 1)[1]
-    PAGE.write_text(head + "\n".join([begin, *table(found), end]) + tail, encoding="utf-8")
+    PAGE.write_text(head + "\n".join([begin, *table(found), end]) + rest.split(end)[1], encoding="utf-8")
 
 
 if __name__ == "__main__":
