@@ -70,7 +70,6 @@ def main() -> None:
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     begin, end = MARKS
     head, rest = PAGE.read_text(encoding="utf-8").split(begin)
-    tail = rest.split(end, 1)[1]
     PAGE.write_text(head + "\n".join([begin, *table(found), end]) + rest.split(end)[1], encoding="utf-8")
 
 
