@@ -3,8 +3,9 @@ import contextlib
 import pytest
 import torch
 from omegaconf import OmegaConf
+from peft import LoraConfig, get_peft_model
 
-from preftune.evaluate.generation import divergence, sampled
+from preftune.evaluate.generation import PLAIN_SAMPLING, divergence, generated, sampled
 from preftune.evaluate.subjects import base_model
 from preftune.models.load import load_model, load_tokenizer
 from preftune.models.tokenizer import token_ids
@@ -63,3 +64,14 @@ def test_sampling_takes_the_seed_and_leaves_the_generator_alone(policy_and_refer
     assert once == again != other
     assert torch.equal(state, torch.random.get_rng_state())
     assert [prompt for prompt, _ in once] == [token_ids(tokenizer, p, add_generation_prompt=True) for p in prompts]
+
+
+def test_bf16_draws_what_autocast_draws_and_leaves_the_weights_as_they_were(policy_and_reference):
+    tokenizer, base = policy_and_reference[2], load_model(base_model("embedded://tiny"), OmegaConf.create({}), True)
+    model = get_peft_model(base, LoraConfig(target_modules="all-linear", init_lora_weights=False)).eval()
+    before = {name: weight for name, weight in model.named_parameters(remove_duplicate=False)}
+    drawn = sampled(model, tokenizer, [PROMPT] * 4, 6, bf16=True, seed=0)
+    assert all(weight is before[name] for name, weight in model.named_parameters(remove_duplicate=False))
+    with torch.random.fork_rng(), torch.autocast("cpu", torch.bfloat16):
+        torch.manual_seed(0)
+        assert generated(model, tokenizer, [PROMPT] * 4, 6, **PLAIN_SAMPLING) == drawn

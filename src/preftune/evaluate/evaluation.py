@@ -231,7 +231,7 @@ def answers(
     """(prompt, greedy answer) of a model for the first prompts, as many as are shown or judged."""
     wanted = max(cfg.generations, cfg.judged_prompts if cfg.judge else 0)
     prompts = generation.prompts(data.pairs, wanted) if wanted else []
-    return list(zip(prompts, generation.answers(model, tokenizer, prompts, cfg.max_new_tokens), strict=True))
+    return list(zip(prompts, generation.answers(model, tokenizer, prompts, cfg.max_new_tokens, bf16), strict=True))
 
 
 def judged(mine: list, theirs: list, cfg: DictConfig, decide: Judge | None, tokenizer: PreTrainedTokenizerBase) -> dict:

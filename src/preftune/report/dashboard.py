@@ -1,6 +1,7 @@
 """The W&B workspace as code, so that it is the same for everybody: the panels of panels.py, runs by loss and β."""
 
 import json
+import webbrowser
 from pathlib import Path
 
 import wandb
@@ -45,8 +46,11 @@ def sections() -> dict[str, list]:
         for name in ("findings", "samples", "data_findings")  # tracking.TABLES
     )
     parts = {title: charts(given, "train") for title, given in BY_SUBJECT.items()}
-    parts["Health"].append(findings)
-    return parts | {"Held-out": charts(PANELS, "eval"), "Samples": [samples, data]}
+    parts["Is it healthy?"].append(findings)
+    return parts | {
+        "Does it hold on held-out pairs?": charts(PANELS, "eval"),
+        "What does it say, and of what data?": [samples, data],
+    }
 
 
 def workspace(entity: str, project: str, name: str) -> ws.Workspace:
@@ -63,8 +67,10 @@ def workspace(entity: str, project: str, name: str) -> ws.Workspace:
     )
 
 
-def build(project: str, entity: str | None, name: str, output: str) -> str:
+def build(project: str, entity: str | None, name: str, output: str, open: bool = False) -> str:
     """Save the workspace to W&B where runs go online, and write its spec into `output`; returns what was done.
+
+    With `open` it is shown in the browser once saved.
 
     The spec keeps the saved workspace's address, so the next call updates that workspace and makes no second one.
     Raises DashboardError where W&B does not take it.
@@ -72,10 +78,10 @@ def build(project: str, entity: str | None, name: str, output: str) -> str:
     mode, why = wandb_mode()
     path = Path(output)
     url = json.loads(path.read_text(encoding="utf-8"))["url"] if path.exists() else None
-    counts = ", ".join(f"{title} {len(parts)}" for title, parts in sections().items())
+    counts = "".join(f"\n  {title} {len(parts)} panels" for title, parts in sections().items())
     if mode != "online":
         write(path, workspace(entity or "", project, name), url)
-        return f"{why}\nwrote {path}: {counts}\nPublish it: set WANDB_API_KEY (or `wandb login`), run this again"
+        return f"{why}\nwrote {path}:{counts}\nPublish it: set WANDB_API_KEY (or `wandb login`), run this again"
     try:
         made = workspace(entity or wandb.Api().default_entity, project, name)
         if url:
@@ -90,7 +96,9 @@ def build(project: str, entity: str | None, name: str, output: str) -> str:
             f"made by its first run), and entity={entity} yours? To make a new workspace, move {path} away"
         ) from error
     write(path, made, made.url)
-    return f"saved {made.url}: {counts}"
+    if open:
+        webbrowser.open(made.url)
+    return f"saved {made.url}{counts}"
 
 
 def write(path: Path, made: ws.Workspace, url: str | None) -> None:

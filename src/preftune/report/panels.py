@@ -42,7 +42,7 @@ def by_length(form: str) -> dict[str, str]:
 GRADIENT = ("gradient_norm", "gradient_not_finite")
 START = ("step0_gradient", "step0_frozen", "step0_trainable", "step0_float16")
 SECTIONS = {
-    "Preference": [
+    "Does it learn the preference?": [
         Panel(
             "Rewards", sides("rewards/{}"), codes=("step0_reference", "kto_one_label"), constants={0.0: ""}
         ),
@@ -59,7 +59,7 @@ SECTIONS = {
         Panel("Margin per token and its target", {"ipo/margin": "margin", "ipo/target": "target 1/(2β)"}, IPO),
         Panel("Log odds ratio", {"log_odds_ratio": "chosen to rejected"}, ORPO),
     ],
-    "Log-probs": [
+    "Where does the probability go?": [
         Panel(
             "Log-probs per token (nats)", sides("logps/{}_per_token"), shown=BOTH,
             codes=("chosen_falls", "rejected_collapse"),
@@ -71,7 +71,7 @@ SECTIONS = {
         Panel("Log-probs as the trainer counts them (nats)", sides("logps/{}")),
         Panel("NLL of the chosen answers", {"nll_loss": "NLL"}, ORPO),
     ],
-    "Health": [
+    "Is it healthy?": [
         Panel("KL to the reference per token (nats)", {"kl/per_token": "estimate"}, REFERENCE, BOTH, ("kl_large",)),
         Panel("KL: of KTO's mismatched answers, or of drawn ones to the reference", {"kl": "KL"}, f"{KTO}, {DRAWN}",
               codes=("kto_kl_zero",)),
@@ -80,7 +80,7 @@ SECTIONS = {
         Panel("Entropy (nats per token)", {"entropy": "policy"}, REFERENCE, codes=("entropy_collapse",)),
         Panel("Token accuracy", {"mean_token_accuracy": "next token right"}, PAIRS, limits=(0.0, 1.0)),
     ],
-    "Reward": [
+    "What do its answers earn?": [
         Panel("Reward of drawn answers", {"reward": "mean"}, DRAWN, BOTH, ("reward_hacked", "rewards_alike")),
         Panel("Tokens of drawn answers", {"completions/mean_length": "mean"}, DRAWN, codes=("length_drift",)),
         Panel("Share of drawn answers that are cut", {"completions/clipped_ratio": "cut"}, DRAWN,
@@ -88,7 +88,7 @@ SECTIONS = {
         Panel("Accuracy of the reward model", {"accuracy": "chosen above rejected"}, REWARD, BOTH, **SHARE),
         Panel("Margin of the reward model", {"margin": "chosen − rejected"}, REWARD, BOTH),
     ],
-    "Speed": [
+    "Is it fast?": [
         Panel("Tokens per second", {"tokens_per_second": "trained"}),
         Panel("Share of padding", {"padding_fraction": "of a batch"}, limits=(0.0, 1.0)),
     ],

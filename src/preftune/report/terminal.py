@@ -47,7 +47,9 @@ def table(summary: dict, run: Path) -> str:
         lines = [f"Run   {run}: {' · '.join(files)}"]
         if tracked := sorted(run.glob("**/wandb/*run-*"), key=lambda path: path.stat().st_mtime):
             lines.append(f"Look  wandb leet {tracked[-1]}   (in the terminal)")
-            lines.append(f"      wandb sync {tracked[-1]}   (to the dashboard)")
+        if offline := [str(path) for path in tracked if path.name.startswith("offline")]:
+            lines.append(f"      wandb sync {' '.join(offline)}   (to W&B)")
+            lines.append("      python -m recipes.dashboard open=true   (its workspace in the browser)")
         if (run / "exported").exists():
             lines.append(f"Next  python -m recipes.chat run={run} --compare   (beside what it started from)")
             lines.append("      python -m recipes.inspect_data data=file data.path=YOURS.jsonl   (your data)")
