@@ -84,7 +84,7 @@ grpo: $(READY) ## RLHF by GRPO, against reward models and functions
 make_pairs: $(READY) ## pairs from prompts and a scorer
 	$(RUN) recipes.make_pairs $(ARGS)
 
-rlhf: $(READY) ## DPO, iterative and online DPO, RLOO and best-of-n from one start on one budget (under an hour on 2 cores)
+rlhf: $(READY) ## DPO, iterative and online DPO, RLOO and best-of-n from one start on one budget (half an hour on 2 cores)
 	$(RUN) recipes.sft_dpo pipeline=rlhf_or_dpo output_dir=runs/rlhf $(if $(wildcard runs/rlhf/config.yaml),resume=true) $(ARGS)
 
 inspect: $(READY) ## check preference data before it costs GPU hours

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from preftune.config.errors import Stopped
-from preftune.health.findings import Findings
+from preftune.health.findings import Findings, Proof
+from preftune.health.start import check_reference
 from preftune.runs.training import build_trainer
 
 LOSSES = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "loss").glob("*.yaml"))
@@ -57,6 +58,34 @@ def test_another_model_as_reference_stops(trainer_of):
     shifted = [value - 3.0 for value in rows["ref_chosen_logps"]]
     trainer.train_dataset = rows.remove_columns("ref_chosen_logps").add_column("ref_chosen_logps", shifted)
     assert stops(trainer) == "step0_reference"
+
+
+def test_what_bf16_rounds_in_short_answers_is_no_other_model(trainer_of):
+    """Log-ratios of one model beside itself, SmolLM2 in bf16; its last row was once over the bound for a single row."""
+    trainer = trainer_of("hardware.bf16=true")
+    ratios = [
+        0.0039,
+        0.0105,
+        -0.0125,
+        0.0,
+        0.0073,
+        -0.0517,
+        0.019,
+        -0.0047,
+        -0.0073,
+        0.0037,
+        0.0044,
+        0.0199,
+        0.04,
+        0.0615,
+    ]
+    trainer.logratios_per_token = torch.tensor(ratios)
+    trainer.scored_tokens = torch.tensor([20, 18, 9, 17, 11, 11, 8, 8, 11, 8, 16, 11, 10, 8])
+    [found] = check_reference(trainer)
+    assert isinstance(found, Proof)
+    trainer.logratios_per_token[0] = 0.4  # one answer of another model
+    [found] = check_reference(trainer)
+    assert found.code == "step0_reference"
 
 
 def test_an_adapter_that_does_not_begin_at_zero_stops(trainer_of):

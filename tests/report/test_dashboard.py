@@ -132,10 +132,13 @@ def online(monkeypatch, tmp_path):
         wandb.teardown()
 
 
-def test_online_the_workspace_is_saved_and_a_second_time_brought_up_to_date(online):
-    first = dashboard.build("preftune", None, "preftune", "dashboard.json")
+def test_online_the_workspace_is_saved_and_a_second_time_brought_up_to_date(online, monkeypatch):
+    opened = []
+    monkeypatch.setattr(dashboard.webbrowser, "open", opened.append)
+    first = dashboard.build("preftune", None, "preftune", "dashboard.json", open=True)
     second = dashboard.build("preftune", None, "preftune again", "dashboard.json")
     assert first.startswith(f"saved {online.url}/{ENTITY}/preftune?nw=") and first.split()[1] == second.split()[1]
+    assert opened == [first.split()[1]]
     [view] = online.views.values()
     assert view["entityName"] == ENTITY and view["displayName"] == "preftune again"
     saved = json.loads(view["spec"])["section"]["panelBankConfig"]["sections"]

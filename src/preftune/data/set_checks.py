@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import xxhash
 from datasets import Dataset
+from tqdm.auto import tqdm
 
 from preftune.data.findings import EXAMPLES, Findings
 from preftune.data.messages import said
@@ -68,7 +69,7 @@ def check(rows: Dataset, kind: str, findings: Findings) -> SetFigures:
 def hashed(rows: Dataset, kind: str) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """Origins, labels, and a number for each prompt and answer, equal where these are; characters of each column."""
     parts, characters = [], {name: [] for name in ("prompt", *ANSWERS[kind])}
-    for batch in rows.iter(1000):
+    for batch in tqdm(rows.iter(1000), desc="comparing", unit="row", unit_scale=1000, delay=3, leave=False):
         numbers = {"prompt": [key(prompt) for prompt in batch["prompt"]]}
         for column in ANSWERS[kind]:
             numbers[column] = [xxhash.xxh3_64_intdigest(json.dumps(answer).encode()) for answer in batch[column]]

@@ -14,6 +14,7 @@ from itertools import chain, islice
 import xxhash
 from datasets import Dataset, Features, Json, Value
 from datasets.arrow_writer import ArrowWriter
+from tqdm.auto import tqdm
 
 from preftune.config.files import cache_dir
 from preftune.data import row_checks
@@ -68,7 +69,7 @@ class Table:
         self.reading.learn([read.row for read in peeked if isinstance(read.row, dict)])
         kinds = Counter(kind for read in peeked if (kind := self.kind_of(read)))
         self.kind = next((kind for kind, _ in kinds.most_common(1)), None)
-        for read in chain(peeked, reads):
+        for read in tqdm(chain(peeked, reads), desc="reading", unit="row", delay=3, leave=False):
             self.read += 1
             try:
                 yield from self.converted(read)

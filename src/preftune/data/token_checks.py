@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from datasets import Dataset
 from jinja2 import TemplateError
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from preftune.data.findings import Findings
@@ -121,7 +122,7 @@ def looks(turn: dict) -> str | tuple:
 
 def dialogues_of(rows: Dataset, kind: str) -> Iterator[tuple[str, list[Messages], dict]]:
     """(origin, prompt + answer for each answer or the prompt alone, options) of every row, read by batches."""
-    for batch in rows.iter(1000):
+    for batch in tqdm(rows.iter(1000), desc="trying the template", unit="row", unit_scale=1000, delay=3, leave=False):
         columns = [batch[name] for name in ("prompt", *ANSWERS[kind])]
         origins = batch.get("origin", [""] * len(batch["prompt"]))
         for origin, given, prompt, *answers in zip(origins, options(batch), *columns, strict=True):
@@ -176,7 +177,8 @@ def check(
     """Look at the tokens of some rows; what is found goes into `findings`."""
     names, counts = ("prompt", *ANSWERS[kind]), []
     ends, shown, most = set(stop_tokens(tokenizer)), None, max_length or np.iinfo(np.int64).max
-    for row in tokenized(picks, kind, tokenizer):
+    looked_at = tqdm(tokenized(picks, kind, tokenizer), "counting tokens", len(picks), unit="row", delay=3, leave=False)
+    for row in looked_at:
         for code, detail in faults(row, kind, tokenizer, most, ends):
             findings.add(code, [row.origin], detail, of=len(picks))
         counts.append([len(row.prompt), *map(len, row.answers.values())])

@@ -143,16 +143,16 @@ def divergence(
     totals = []
     for start in tqdm(range(0, len(drawn), SCORED), desc="KL to the reference", unit="batch", leave=False):
         rows = drawn[start : start + SCORED]
-        ours = _next_tokens(policy, rows, bf16)
+        ours = next_tokens(policy, rows, bf16)
         with reference() as other:
-            theirs = _next_tokens(other, rows, bf16)
+            theirs = next_tokens(other, rows, bf16)
         totals += [(p.exp() * (p - q)).sum(-1).sum().item() for p, q in zip(ours, theirs, strict=True)]
     each, count = torch.tensor(totals, dtype=torch.float64), sum(len(answer) for _, answer in drawn)
     error = each.std().item() / math.sqrt(len(each)) if len(each) > 1 else None
     return Divergence(each.mean().item(), error, each.sum().item() / count, count / len(each))
 
 
-def _next_tokens(model: torch.nn.Module, rows: list[tuple[list[int], list[int]]], bf16: bool) -> list[torch.Tensor]:
+def next_tokens(model: torch.nn.Module, rows: list[tuple[list[int], list[int]]], bf16: bool) -> list[torch.Tensor]:
     """For each (prompt, answer): log-probs of every token at each position of the answer, in float32."""
     together = [prompt + answer for prompt, answer in rows]
     length, first = max(map(len, together)), min(len(prompt) for prompt, _ in rows) - 1

@@ -34,7 +34,7 @@ AT_START: dict[str, Callable] = {
     "apo_zero_unpaired": lambda args: 0.5,
 }
 # Nats a token that policy and reference may differ by in an answer of 64 tokens, in float32 and in bf16 or 4 bits;
-# rounding averages out over an answer, so a shorter one may differ by more: √(64 / tokens) times
+# rounding averages out over an answer, so one token may differ by √64 times that
 EXACT, ROUNDED = 1e-4, 2e-2
 
 
@@ -123,13 +123,13 @@ def check_reference(trainer: Trainer) -> Iterator[Finding | Proof]:
     ratios = getattr(trainer, "logratios_per_token", None)
     if ratios is None or not trainer.starts_as_reference:  # nothing that is known
         return
-    bounds = rounding(trainer) * (64 / trainer.scored_tokens.clamp(min=1)).sqrt()
-    worst = int((ratios.abs() / bounds).argmax())
-    value, bound = ratios[worst].abs().item(), bounds[worst].item()
+    tokens = trainer.scored_tokens.clamp(min=1)
+    value = ((ratios * tokens).square().sum() / tokens.sum()).sqrt().item()  # the noise of tokens adds up in squares
+    bound = 8 * rounding(trainer)
     if value > bound:
         meaning = (
-            "Before the first step the policy differs from its reference (log-ratio per token of the worst row of the "
-            "first batch): the rewards would be measured against another model."
+            "Before the first step the policy differs from its reference (log-ratios of the first batch, root mean "
+            "square per token): the rewards would be measured against another model."
         )
         remedy = (
             "Start both from the same weights: an adapter that begins at zero (lora.init_lora_weights=true), no "
@@ -137,7 +137,7 @@ def check_reference(trainer: Trainer) -> Iterator[Finding | Proof]:
         )
         yield Finding("step0_reference", 0, value, bound, meaning, remedy)
     else:
-        meaning = f"Log-ratio per token before the first step, of the worst of {len(ratios)} answers."
+        meaning = f"Log-ratios of {len(ratios)} answers before the first step, root mean square per token."
         yield Proof("policy_is_reference", value, f"at most {bound:.1e}", meaning)
 
 
