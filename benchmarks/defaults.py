@@ -12,9 +12,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.memory import PAGE, publish
+
 RECIPES = ("dpo", "kto", "orpo", "sft", "sft_dpo")
 RESULTS = Path(__file__).parent / "results" / "defaults.json"
-PAGE = Path(__file__).parents[1] / "docs" / "plan.md"
 MARKS = ("<!-- table: python -m benchmarks.defaults -->", "<!-- end of table -->")
 MEASURED = ("perplexity", "logp_accuracy")  # of held-out pairs, before and after
 
@@ -68,9 +69,7 @@ def main() -> None:
             found.append(run(recipe, Path(folder)))
         print(*table(found[-1:])[2:], sep="\n", flush=True)
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    begin, end = MARKS
-    head, rest = PAGE.read_text(encoding="utf-8").split(begin)
-    PAGE.write_text(head + "\n".join([begin, *table(found), end]) + rest.split(end)[1], encoding="utf-8")
+    publish(PAGE, MARKS, table(found))
 
 
 if __name__ == "__main__":

@@ -149,6 +149,13 @@ def table(found: list[dict]) -> list[str]:
     return [*lines, "", f"{len(found)} runs, in GB. Held: {said[0]}. Resident: {said[1]}."]
 
 
+def publish(page: Path, marks: tuple[str, str], lines: list[str]) -> None:
+    """Put a table between its two comments in a page."""
+    begin, end = marks
+    head, rest = page.read_text(encoding="utf-8").split(begin)
+    page.write_text(head + "\n".join([begin, *lines, end]) + rest.split(end, 1)[1], encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--one", nargs="+", help="a recipe and its overrides, in this process")
@@ -177,9 +184,7 @@ def main() -> None:
                 flush=True,
             )
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    begin, end = MARKS
-    head, rest = PAGE.read_text(encoding="utf-8").split(begin)
-    PAGE.write_text(head + "\n".join([begin, *table(found), end]) + rest.split(end)[1], encoding="utf-8")
+    publish(PAGE, MARKS, table(found))
 
 
 if __name__ == "__main__":
