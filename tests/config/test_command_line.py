@@ -204,6 +204,25 @@ def test_arguments_for_hydra_are_rewritten():
     ]
 
 
+def test_a_mapping_that_is_empty_takes_its_keys_together(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "o.jsonl").touch()
+    line = ["bema={update_freq: 1}", "lora=none", "data.eval_sets={other: o.jsonl}", "-m", "train.seed=1,2"]
+    assert command_line("dpo", line) == [
+        "-m",
+        "++bema.update_freq=1",
+        "lora=none",
+        "++data.eval_sets.other=o.jsonl",
+        "train.seed=1,2",
+        "hydra.job.config.override_dirname.exclude_keys=['bema', 'bema.update_freq', 'data.eval_sets', "
+        "'data.eval_sets.other', 'lora']",
+    ]
+
+
+def test_a_wrong_key_in_a_mapping_is_told_like_any_other(told):
+    assert told("bema={update_frequency: 5}", "lora=none")["bema.update_frequency"].startswith("no such key; did you")
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -42,6 +42,13 @@ def test_what_the_project_ships_has_no_problem(recipe, override):
     ("overrides", "key", "phrase"),
     [
         (["+train.hub_token=hf_x"], "train.hub_token", "set HF_TOKEN"),
+        (["+train.push_to_hub=true"], "train.push_to_hub", "recipes.export run=RUN"),
+        (
+            ["+train.label_smoothing_factor=0.1"],
+            "train.label_smoothing_factor",
+            "ignores it; write loss.label_smoothing",
+        ),
+        (["train.lr_scheduler_type=cosine_with_min_lr"], "train.lr_scheduler_type", "min_lr_rate: 0.1"),
         (["+hardware.parallelism_config=abc"], "hardware.parallelism_config", "wants an object of accelerate's"),
         (["+hardware.deepspeed={a: 1}"], "hardware.deepspeed", "is no configuration of DeepSpeed's"),
         (["+train.deepspeed=ds.json"], "train.deepspeed", "there is no file ds.json"),

@@ -64,6 +64,15 @@ def test_an_eos_token_that_is_no_token_is_refused(tiny):
         load_tokenizer(tiny)
 
 
+def test_weights_that_were_cut_short_are_one_line(tiny, tmp_path):
+    load_model(tiny, OmegaConf.create({}), use_cpu=True).save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    tiny.path = str(tmp_path)
+    with pytest.raises(UserError, match="its weights are damaged or half copied"):
+        load_model(tiny, OmegaConf.create({}), use_cpu=True)
+
+
 def test_the_fingerprint_tells_weights_apart(tiny):
     model = load_model(tiny, OmegaConf.create({}), use_cpu=True)
     before = fingerprint(model)

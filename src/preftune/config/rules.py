@@ -79,6 +79,9 @@ def schedule(stage: Stage) -> Iterator[Problem]:
     if stage["lr_scheduler_type"] == "warmup_stable_decay" and "num_decay_steps" not in given:
         kwargs = f"'{stage.key('lr_scheduler_kwargs')}={{num_decay_steps: 100}}'"
         yield stage.problem("lr_scheduler_type", f"warmup_stable_decay needs the steps of its decay: {kwargs}")
+    if "with_min_lr" in str(stage["lr_scheduler_type"]) and not {"min_lr", "min_lr_rate"} & given.keys():
+        kwargs = f"'{stage.key('lr_scheduler_kwargs')}={{min_lr_rate: 0.1}}'"
+        yield stage.problem("lr_scheduler_type", f"{stage['lr_scheduler_type']} needs its lowest rate: {kwargs}")
 
 
 def liger(stage: Stage) -> Iterator[Problem]:
@@ -275,6 +278,28 @@ def on_its_way_out(stage: Stage) -> Iterator[Problem]:
             )
 
 
+def smoothed_by_trl(stage: Stage) -> Iterator[Problem]:
+    """transformers smooths labels in a loss that TRL's preference trainers replace."""
+    if stage["label_smoothing_factor"] and not stage.trainer.endswith("SFTTrainer"):
+        text = f"{stage.trainer.rpartition('.')[2]} ignores it; "
+        other = f"write {stage.key('label_smoothing')}" if "label_smoothing" in stage else "leave it out"
+        yield stage.problem("label_smoothing_factor", text + other)
+
+
+def pushing(stage: Stage) -> Iterator[Problem]:
+    """The trainer makes its repository before it trains."""
+    if not stage["push_to_hub"]:
+        return
+    from huggingface_hub import get_token
+    from huggingface_hub.constants import is_offline_mode
+
+    later = "; leave it out, and push what comes of it: python -m recipes.export run=RUN output=DIR push=ID"
+    if is_offline_mode():
+        yield stage.problem("push_to_hub", f"HF_HUB_OFFLINE is set{later}")
+    elif not get_token():
+        yield stage.problem("push_to_hub", f"there is no token: set HF_TOKEN{later}")
+
+
 def no_secret_in_a_file(stage: Stage) -> Iterator[Problem]:
     """What is typed stands in config.yaml, the manifest and W&B."""
     if stage["hub_token"] is not None:
@@ -283,6 +308,8 @@ def no_secret_in_a_file(stage: Stage) -> Iterator[Problem]:
 
 RULES = [
     no_secret_in_a_file,
+    pushing,
+    smoothed_by_trl,
     numbers,
     adapter_numbers,
     label_smoothing,

@@ -16,6 +16,7 @@ import transformers
 from omegaconf import DictConfig, OmegaConf
 from peft import PeftConfig, PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -32,6 +33,8 @@ from preftune.config.errors import UserError, brief
 from preftune.config.processes import main_process
 from preftune.models import adapters, embedded, hub
 from preftune.models.tokenizer import prepare
+
+DAMAGED = "its weights are damaged or half copied; copy or download them again"
 
 
 class ModelError(UserError):
@@ -87,7 +90,10 @@ def load_adapter(model: DictConfig, lora: DictConfig, use_cpu: bool, trainable: 
     base, base_revision = adapters.base_of(path, revision)
     below = load_model(OmegaConf.merge(model, {"path": base, "revision": base_revision}), lora, use_cpu)
     adapters.fit_vocabulary(below, path, revision)
-    return PeftModel.from_pretrained(below, path, revision=revision, is_trainable=trainable)
+    try:
+        return PeftModel.from_pretrained(below, path, revision=revision, is_trainable=trainable)
+    except SafetensorError as error:
+        raise ModelError(f"model.path={model.path}: {DAMAGED} ({error})") from None
 
 
 def continued(model: DictConfig) -> bool:
@@ -273,6 +279,8 @@ def _from_pretrained(load: Callable, model: DictConfig, **options: object) -> ob
         return load(path, **options)
     except UserError:
         raise
+    except SafetensorError as error:
+        raise ModelError(f"model.path={model.path}: {DAMAGED} ({error})") from None
     except (OSError, ValueError, TypeError, ImportError) as error:
         if not local and isinstance(error, OSError):
             raise ModelError(hub.why(error, path, "model.path", model.revision)) from None
