@@ -197,6 +197,16 @@ def test_layers_watched_on_fake_tensors_keep_what_real_ones_keep():
     assert feet.kept == pytest.approx(sum(kept.values()), rel=0.12)
 
 
+@pytest.mark.parametrize("bf16", [True, False])
+def test_experts_in_float32_are_planned_with_and_without_autocast(composed, bf16):
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 32, "head_dim": 16, "vocab_size": 512}
+    counts = {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 4}
+    cfg = composed("dpo", "model.path=nobody/nothing", f"hardware.bf16={bf16}")
+    cfg.model.architecture = OmegaConf.create({"model_type": "qwen3_moe", **sizes, **counts, "num_experts_per_tok": 2})
+    made = plan.plan(cfg)
+    assert made.memory_gb["activations"] > 0
+
+
 def test_a_model_whose_architecture_is_nowhere_is_one_clear_error(composed):
     with pytest.raises(PlanError, match=r"no config.json to plan from.*model.architecture"):
         plan.plan(composed("dpo", "model.path=nobody/nothing"))

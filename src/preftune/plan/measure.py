@@ -139,10 +139,10 @@ def footprint(config: PreTrainedConfig, setting: Setting) -> Footprint:
         one, two = (_step(config, layers, setting) for layers in depths)
         double = 1
     except (RuntimeError, NotImplementedError, ValueError):
-        if setting.dtype != "float32" or setting.autocast:
+        if setting.dtype != "float32":
             raise
         one, two = (_step(config, layers, replace(setting, dtype="bfloat16")) for layers in depths)
-        double = 2
+        double = 1 if setting.autocast else 2
     per_layer = {name: (two[name] - one[name]) / (depths[1] - depths[0]) for name in two}
     whole = {name: two[name] + (depth - depths[1]) * per_layer[name] for name in two}
     tokens = setting.rows * setting.columns
