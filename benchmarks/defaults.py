@@ -29,7 +29,7 @@ def run(recipe: str, folder: Path) -> dict:
     trainings = []
     for path in sorted(folder.rglob("summary.json"), key=lambda path: path.stat().st_mtime):
         summary = json.loads(path.read_text())
-        if summary.get("measured"):
+        if summary.get("measured") and not (path.parent / "sft").exists():  # a pipeline repeats its last stage's
             kept = {name: summary[name] for name in ("plan", "measured", "seconds")}
             shots = [{name: shot[name] for name in MEASURED} for shot in summary["snapshots"]]
             trainings.append(kept | {"stage": path.parent.name if recipe == "sft_dpo" else "", "held_out": shots})
