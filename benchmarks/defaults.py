@@ -57,7 +57,7 @@ def table(found: list[dict]) -> list[str]:
             pace = beside(ahead, measured["seconds"], 0) if ahead else f"– | {measured['seconds']:.0f} | "
             perplexity = " → ".join(f"{shot['perplexity']:.1f}" for shot in shots)
             accuracy = " → ".join(f"{shot['logp_accuracy']:.0%}" for shot in shots)
-            first = f"{row['recipe']} {training['stage']} | {row['exit_code']} | {row['seconds']:.0f}"
+            first = f"{row['recipe']} {training['stage']}".strip() + f" | {row['exit_code']} | {row['seconds']:.0f}"
             lines.append(f"| {first} | {memory} | {pace} | {perplexity} | {accuracy} |")
     return lines
 

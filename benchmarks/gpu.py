@@ -24,6 +24,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from benchmarks.memory import publish
+
 RESULTS = Path(__file__).parent / "results" / "gpu.jsonl"
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 MARKS = "<!-- table: python -m benchmarks.gpu --page -->", "<!-- end of GPU table -->"
@@ -414,9 +416,7 @@ def checks(tiny: bool) -> dict:
 def write_page(results: Path) -> None:
     """The table of docs/performance.md, between its two comments."""
     known = read(results)
-    before, rest = PAGE.read_text(encoding="utf-8").split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    PAGE.write_text(f"{before}{MARKS[0]}\n\n{table(known)}\n\n{MARKS[1]}{after}", encoding="utf-8")
+    publish(PAGE, MARKS, ["", table(known), ""])
 
 
 def table(known: dict[tuple[str, str], dict]) -> str:

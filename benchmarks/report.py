@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from benchmarks.fastpath import BATCHES, CASES, GROWTH, PATHS, RESULTS
+from benchmarks.memory import publish
 
 DOCS = Path(__file__).parents[1] / "docs"
 MARKS = "<!-- table: python -m benchmarks.report -->", "<!-- end of table -->"
@@ -96,9 +97,7 @@ def plots(found: dict[str, dict]) -> dict[str, str]:
 def main() -> None:
     found = results()
     page = DOCS / "performance.md"
-    before, rest = page.read_text(encoding="utf-8").split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    page.write_text(f"{before}{MARKS[0]}\n\n{table(found)}\n\n{MARKS[1]}{after}", encoding="utf-8")
+    publish(page, MARKS, ["", table(found), ""])
     (DOCS / "performance").mkdir(exist_ok=True)
     for name, drawing in plots(found).items():
         (DOCS / "performance" / name).write_text(drawing, encoding="utf-8")

@@ -144,9 +144,11 @@ class Line:
 
     def naming(self) -> list[str]:
         """In a sweep, what makes Hydra name each job by what it does not share with the others (preftune.sweep)."""
-        shared = {each.key_or_group for each in self.overrides if not each.is_sweep_override()}
-        apart = {typed.lstrip("+").partition("=")[0]: parts for typed, parts in self.taken_apart.items()}
-        shared |= {part[2:].partition("=")[0] for key in shared & apart.keys() for part in apart[key]}
+        alike = [each for each in self.overrides if not each.is_sweep_override()]
+        parts = [
+            self.parser.parse_override(text) for each in alike for text in self.taken_apart.get(each.input_line, ())
+        ]
+        shared = {each.key_or_group for each in alike + parts}
         return [f"hydra.job.config.override_dirname.exclude_keys={sorted(shared)}"] if self.sweeping else []
 
     def check(self, options: dict[str, str]) -> None:
@@ -273,15 +275,15 @@ class Line:
         if fault := misdirected(override, known):
             self.problems.append(Problem(f"~{key}" if override.is_delete() else key, fault))
             return
-        laid, there = [override], OmegaConf.select(cfg, key)
-        empty = isinstance(there, DictConfig) and not there
-        if (empty or known.is_open(key)) and isinstance(override.value(), dict):  # Hydra adds its keys by paths alone
+        there = OmegaConf.select(cfg, key)
+        takes_any = known.is_open(key) or isinstance(there, DictConfig) and not there
+        if takes_any and isinstance(override.value(), dict):  # Hydra adds keys to a mapping by their paths alone
             self.taken_apart[typed] = [f"++{key}.{name}={written(value)}" for name, value in override.value().items()]
-            laid = [self.parser.parse_override(text) for text in self.taken_apart[typed]]
-            if faults := [(part.key_or_group, fault) for part in laid if (fault := misdirected(part, known))]:
-                self.problems += [Problem(*fault) for fault in faults]
-                return
-        elif not override.is_delete():
+            for text in self.taken_apart[typed]:
+                self.lay(text, self.parser.parse_override(text), cfg, known)
+            return
+        laid = [override]
+        if not override.is_delete():
             if key not in known.leaves:
                 self.rewritten[typed] = f"++{typed.lstrip('+')}"
             elif typed.startswith("+"):

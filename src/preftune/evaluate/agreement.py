@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from preftune.config.errors import UserError
 from preftune.data.load import load
 from preftune.evaluate import subjects
-from preftune.evaluate.generation import SCORED, Prompt, generated, next_tokens, prompts
+from preftune.evaluate.generation import Prompt, generated, next_tokens, prompts
 from preftune.evaluate.subjects import Subject
 
 COUNT, TOKENS = 10, 32  # prompts, and the most tokens of an answer
@@ -73,10 +73,8 @@ def answers(
 ) -> Answers:
     """The model's greedy answers, and the log-probs that it gives to them, or to the answers in `of`."""
     rows, found = generated(model, tokenizer, asked, TOKENS, do_sample=False), []
-    scored = of.rows if of else rows
-    for start in range(0, len(scored), SCORED):
-        part = scored[start : start + SCORED]
-        for (_, answer), log_probs in zip(part, next_tokens(model, part, bf16=False), strict=True):
-            said = torch.tensor(answer, device=log_probs.device)
-            found.append(log_probs.gather(1, said[:, None])[:, 0].cpu())
+    for prompt, answer in of.rows if of else rows:
+        log_probs = next_tokens(model, prompt, answer, bf16=False)
+        said = torch.tensor(answer, device=log_probs.device)
+        found.append(log_probs.gather(1, said[:, None])[:, 0].cpu())
     return Answers(rows, torch.cat(found))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,6 @@ from preftune.data.token_checks import options
 from preftune.models.tokenizer import stop_tokens, token_ids
 
 BATCH = 64  # prompts: a small model reads its weights for each token, however many answers it draws
-SCORED = 8  # answers at a time, with log-probs of the whole vocabulary
 # The model's own distribution and nothing else: no cut of the tail, no penalty, whatever its generation config says
 PLAIN_SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 
@@ -42,7 +41,7 @@ def answers(
 ) -> list[str]:
     """The model's greedy answer to each prompt (a message list), cut after `max_new_tokens`."""
     found = []
-    with multiplied_in_bf16(model) if bf16 else nullcontext():
+    with computing(model, bf16):
         for start in tqdm(range(0, len(prompts), BATCH), desc="answering", unit="batch", leave=False):
             rows = generated(model, tokenizer, prompts[start : start + BATCH], max_new_tokens, do_sample=False)
             found += [tokenizer.decode(ids, skip_special_tokens=True).strip() for _, ids in rows]
@@ -59,7 +58,7 @@ def sampled(
 ) -> list[tuple[list[int], list[int]]]:
     """(prompt, answer) in tokens, an answer to each prompt drawn from the model at temperature 1, EOS included."""
     drawn = []
-    with torch.random.fork_rng(), multiplied_in_bf16(model) if bf16 else nullcontext():
+    with torch.random.fork_rng(), computing(model, bf16):
         torch.manual_seed(seed)
         for start in tqdm(range(0, len(prompts), BATCH), desc="drawing answers", unit="batch", leave=False):
             batch = prompts[start : start + BATCH]
@@ -68,18 +67,18 @@ def sampled(
 
 
 @contextmanager
-def multiplied_in_bf16(model: torch.nn.Module) -> Iterator[None]:
-    """bf16 autocast, with the weights of linear layers cast once: it would cast all of them anew for each token."""
-    layers = [each for each in model.modules() if type(each) is torch.nn.Linear and each.weight.dtype is torch.float32]
-    weights = [layer.weight for layer in layers]
+def computing(model: torch.nn.Module, bf16: bool) -> Iterator[None]:
+    """bf16 autocast where it is wanted. It keeps its casts of weights that require gradients alone, so all of them do
+    for the time: frozen ones would be cast anew for each token."""
+    frozen = [each for each in model.parameters() if each.is_floating_point() and not each.requires_grad]
     try:
-        for layer in layers:
-            layer.weight = torch.nn.Parameter(layer.weight.detach().bfloat16(), requires_grad=False)
-        with torch.autocast(model.device.type, torch.bfloat16):
+        for weight in frozen if bf16 else ():
+            weight.requires_grad_(True)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             yield
     finally:
-        for layer, weight in zip(layers, weights, strict=True):
-            layer.weight = weight
+        for weight in frozen:
+            weight.requires_grad_(False)
 
 
 @torch.no_grad()
@@ -141,27 +140,21 @@ def divergence(
     their first tokens.
     """
     totals = []
-    for start in tqdm(range(0, len(drawn), SCORED), desc="KL to the reference", unit="batch", leave=False):
-        rows = drawn[start : start + SCORED]
-        ours = next_tokens(policy, rows, bf16)
-        with reference() as other:
-            theirs = next_tokens(other, rows, bf16)
-        totals += [(p.exp() * (p - q)).sum(-1).sum().item() for p, q in zip(ours, theirs, strict=True)]
+    with computing(policy, bf16):  # around all, so that autocast keeps the casts of both models' weights
+        for prompt, answer in tqdm(drawn, desc="KL to the reference", unit="answer", leave=False):
+            log_policy = next_tokens(policy, prompt, answer, bf16)
+            with reference() as other:
+                log_reference = next_tokens(other, prompt, answer, bf16)
+            totals.append((log_policy.exp() * (log_policy - log_reference)).sum(-1).sum().item())
     each, count = torch.tensor(totals, dtype=torch.float64), sum(len(answer) for _, answer in drawn)
     error = each.std().item() / math.sqrt(len(each)) if len(each) > 1 else None
     return Divergence(each.mean().item(), error, each.sum().item() / count, count / len(each))
 
 
-def next_tokens(model: torch.nn.Module, rows: list[tuple[list[int], list[int]]], bf16: bool) -> list[torch.Tensor]:
-    """For each (prompt, answer): log-probs of every token at each position of the answer, in float32."""
-    together = [prompt + answer for prompt, answer in rows]
-    length, first = max(map(len, together)), min(len(prompt) for prompt, _ in rows) - 1
-    ids = torch.tensor([row + row[-1:] * (length - len(row)) for row in together], device=model.device)
-    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in together], device=model.device)
-    with multiplied_in_bf16(model) if bf16 else nullcontext():
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=length - first).logits
-    cut = length - logits.size(1)  # 0 where a model knows no logits_to_keep
-    return [
-        of_row[len(prompt) - 1 - cut : len(prompt) + len(answer) - 1 - cut].float().log_softmax(-1)
-        for of_row, (prompt, answer) in zip(logits, rows, strict=True)
-    ]
+def next_tokens(model: torch.nn.Module, prompt: list[int], answer: list[int], bf16: bool) -> torch.Tensor:
+    """Log-probs of every token at each position of the answer, (len(answer), vocabulary), in float32."""
+    ids = torch.tensor([prompt + answer], device=model.device)
+    keep = {"logits_to_keep": len(answer) + 1} if model._supports_logits_to_keep() else {}
+    with computing(model, bf16):
+        logits = model(input_ids=ids, use_cache=False, **keep).logits
+    return logits[0, -len(answer) - 1 : -1].float().log_softmax(-1)

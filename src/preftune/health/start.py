@@ -33,7 +33,7 @@ AT_START: dict[str, Callable] = {
     "kto": lambda args: 0.5,  # of a row with weight 1
     "apo_zero_unpaired": lambda args: 0.5,
 }
-# Nats a token that policy and reference may differ by in an answer of 64 tokens, in float32 and in bf16 or 4 bits;
+# Nats per token that policy and reference may differ by in an answer of 64 tokens, in float32 and in bf16 or 4 bits;
 # rounding averages out over an answer, so one token may differ by √64 times that
 EXACT, ROUNDED = 1e-4, 2e-2
 

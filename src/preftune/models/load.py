@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
@@ -33,8 +33,6 @@ from preftune.config.errors import UserError, brief
 from preftune.config.processes import main_process
 from preftune.models import adapters, embedded, hub
 from preftune.models.tokenizer import prepare
-
-DAMAGED = "its weights are damaged or half copied; copy or download them again"
 
 
 class ModelError(UserError):
@@ -90,10 +88,8 @@ def load_adapter(model: DictConfig, lora: DictConfig, use_cpu: bool, trainable: 
     base, base_revision = adapters.base_of(path, revision)
     below = load_model(OmegaConf.merge(model, {"path": base, "revision": base_revision}), lora, use_cpu)
     adapters.fit_vocabulary(below, path, revision)
-    try:
+    with undamaged(model.path):
         return PeftModel.from_pretrained(below, path, revision=revision, is_trainable=trainable)
-    except SafetensorError as error:
-        raise ModelError(f"model.path={model.path}: {DAMAGED} ({error})") from None
 
 
 def continued(model: DictConfig) -> bool:
@@ -266,6 +262,16 @@ def describe(model: PreTrainedModel) -> str:
     return f"{total / 1e6:,.1f}M parameters, {trained / 1e6:,.2f}M of them trained ({trained / total:.1%})"
 
 
+@contextlib.contextmanager
+def undamaged(path: str) -> Iterator[None]:
+    """Raise ModelError, in one line, where weights that are loaded in it were cut short."""
+    try:
+        yield
+    except SafetensorError as error:
+        text = f"model.path={path}: its weights are damaged or half copied; copy or download them again ({error})"
+        raise ModelError(text) from None
+
+
 def _from_pretrained(load: Callable, model: DictConfig, **options: object) -> object:
     """What `load` makes of model.path. Raises ModelError or HubError, in one line, where it cannot be had."""
     path = location(model)
@@ -276,11 +282,10 @@ def _from_pretrained(load: Callable, model: DictConfig, **options: object) -> ob
         hub.require(path, "model.path", model.revision)
     options |= {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     try:
-        return load(path, **options)
+        with undamaged(model.path):
+            return load(path, **options)
     except UserError:
         raise
-    except SafetensorError as error:
-        raise ModelError(f"model.path={model.path}: {DAMAGED} ({error})") from None
     except (OSError, ValueError, TypeError, ImportError) as error:
         if not local and isinstance(error, OSError):
             raise ModelError(hub.why(error, path, "model.path", model.revision)) from None

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -49,7 +50,8 @@ def table(summary: dict, run: Path) -> str:
             lines.append(f"Look  wandb leet {tracked[-1]}   (in the terminal)")
         if offline := [str(path) for path in tracked if path.name.startswith("offline")]:
             lines.append(f"      wandb sync {' '.join(offline)}   (to W&B)")
-            lines.append("      python -m recipes.dashboard open=true   (its workspace in the browser)")
+            project = OmegaConf.load(run / "config.yaml").tracking.project
+            lines.append(f"      python -m recipes.dashboard project={project} open=true   (its workspace)")
         if (run / "exported").exists():
             lines.append(f"Next  python -m recipes.chat run={run} --compare   (beside what it started from)")
             lines.append("      python -m recipes.inspect_data data=file data.path=YOURS.jsonl   (your data)")

@@ -23,12 +23,9 @@ class Averages(BEMACallback):
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
         saved = Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE
-        if not state.global_step:
-            return
-        if not saved.exists():
+        if saved.exists():
+            known = torch.load(saved, map_location=self.device, weights_only=True)
+            for tensor, before in zip(self.tensors(), known, strict=True):
+                tensor.copy_(before)
+        elif state.global_step:
             print(f"bema: {saved.parent} holds no average; it starts anew at step {state.global_step}")
-            return
-        for tensor, known in zip(
-            self.tensors(), torch.load(saved, map_location=self.device, weights_only=True), strict=True
-        ):
-            tensor.copy_(known)
