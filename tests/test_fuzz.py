@@ -5,7 +5,7 @@ import io
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from preftune.config.command_line import command_line
@@ -39,6 +39,8 @@ PLUS = st.sampled_from(["", "+", "++", "~"])
 @pytest.mark.slow
 @MANY
 @given(st.lists(st.tuples(PLUS, st.sampled_from(KEYS), TYPED), min_size=1, max_size=3))
+@example([("", "train.learning_rate", "${0}"), ("", "train.learning_rate", "")])
+@example([("", "lora.target_modules", "${0}"), ("", "lora.target_modules", "{a:1}")])
 def test_every_command_line_is_taken_or_answered(typed):
     with contextlib.redirect_stderr(io.StringIO()) as said:
         try:

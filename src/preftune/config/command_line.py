@@ -263,7 +263,7 @@ class Line:
     def hydras_own(self, override: Override, whole: DictConfig) -> None:
         """A typo in a key of Hydra's own; everything else about them is left to Hydra."""
         parent, _, name = override.key_or_group.rpartition(".")
-        node = OmegaConf.select(whole, parent) if parent else None
+        node = OmegaConf.select(whole, parent, throw_on_resolution_failure=False) if parent else None
         if not self.is_group(override) and not override.is_add() and isinstance(node, DictConfig) and name not in node:
             near = closest(name, map(str, node))
             hint = f"; did you mean {parent}.{near}?" if near else ""
@@ -275,7 +275,7 @@ class Line:
         if fault := misdirected(override, known):
             self.problems.append(Problem(f"~{key}" if override.is_delete() else key, fault))
             return
-        there = OmegaConf.select(cfg, key)
+        there = OmegaConf.select(cfg, key, throw_on_resolution_failure=False)
         takes_any = known.is_open(key) or isinstance(there, DictConfig) and not there
         if takes_any and isinstance(override.value(), dict):  # Hydra adds keys to a mapping by their paths alone
             self.taken_apart[typed] = [f"++{key}.{name}={written(value)}" for name, value in override.value().items()]
