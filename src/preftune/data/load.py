@@ -7,10 +7,10 @@ import numpy as np
 import xxhash
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from omegaconf import DictConfig, OmegaConf
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from preftune.config.errors import advice
-from preftune.data import bias, set_checks, template_checks, token_checks, views
+from preftune.data import bias, images, set_checks, template_checks, token_checks, views
 from preftune.data.findings import DataError, Finding, Findings
 from preftune.data.kinds import WARNING
 from preftune.data.shapes import DEMONSTRATIONS, LABELLED, PAIRS, PROMPTS
@@ -19,6 +19,7 @@ from preftune.data.streams import BLOCK, stream
 from preftune.data.table import Table, table
 from preftune.data.views import KINDS, PAIRED, SHOWN, UNPAIRED, keys, mixture, ordered, with_demonstrations
 
+Reader = PreTrainedTokenizerBase | ProcessorMixin
 UNREAD = ("unread_files", "unread_columns")  # findings that the run's line repeats
 
 
@@ -27,9 +28,9 @@ class Data:
     """The rows of one run, and what was found in them.
 
     `train`, `eval` and the `eval_sets` by name are in the view's form (see views.py); `eval_pairs` are held-out pairs
-    for evaluation, whatever the view. They are None where there are none. `line` is the one line that the run prints,
-    `kinds` are the rows to train on as they were read, by kind, with their origins; `sets` and `words` are figures by
-    kind.
+    for evaluation, whatever the view. They are None where there are none. `images`: whether rows hold any. `line` is
+    the one line that the run prints, `kinds` are the rows to train on as they were read, by kind, with their origins;
+    `sets` and `words` are figures by kind.
     """
 
     train: Dataset | IterableDataset | None = None
@@ -41,6 +42,7 @@ class Data:
     line: str = ""
     findings: list[Finding] = field(default_factory=list, repr=False)
     fingerprint: str = ""
+    images: bool = False
     kto_weights: dict[str, float] | None = None
     read: int = 0
     skipped: int = 0
@@ -50,10 +52,11 @@ class Data:
     tokens: token_checks.TokenFigures | None = field(default=None, repr=False)
 
 
-def load(data: DictConfig, view: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None, seed: int) -> Data:
+def load(data: DictConfig, view: str, tokenizer: Reader | None, max_length: int | None, seed: int) -> Data:
     """The rows that `data` describes, as `view` (see views.py), checked before a model is loaded.
 
-    `tokenizer` None leaves the checks on tokens out. Raises DataError, with every error, its rows and remedy; with
+    `tokenizer` is the processor of a model that sees images; None leaves the checks on tokens out. Raises DataError,
+    with every error, its rows and remedy; with
     data.on_bad_rows=skip rows that are wrong are written to data.skipped_file and left out instead.
     """
     found, findings = examined(data, view, tokenizer, max_length, seed)
@@ -75,6 +78,7 @@ def load(data: DictConfig, view: str, tokenizer: PreTrainedTokenizerBase, max_le
     held_out += "".join(f", {len(rows):,} {name}" for name, rows in found.eval_sets.items())
     parts = [found.shape, f"{len(found.train):,} rows to train on ({view}{balance}), {held_out}"]
     parts += [f"{found.skipped:,} bad rows left out"] if found.skipped else []
+    parts += ["with images"] if found.images else []
     warnings = ", ".join(finding.code for finding in found.findings if finding.severity == WARNING)
     parts += [f"warnings: {warnings}"] if warnings else []
     found.line = "; ".join(parts + [each.says for each in found.findings if each.code in UNREAD])
@@ -82,17 +86,17 @@ def load(data: DictConfig, view: str, tokenizer: PreTrainedTokenizerBase, max_le
     found.fingerprint = xxhash.xxh3_128_hexdigest(told.encode())
     if data.streaming:
         found.train = stream(sources(data), view, seed, findings.skipped_file)
+        found.train = found.train if found.images else found.train.remove_columns("images")
+    keep = ("images",) if found.images else ()
     for name in ("train", "eval", "eval_pairs"):
         if (rows := getattr(found, name)) is not None and not isinstance(rows, IterableDataset):
-            setattr(found, name, views.without_empty(rows.remove_columns("origin")))
+            setattr(found, name, views.without_empty(rows.remove_columns("origin"), keep))
     for name, rows in found.eval_sets.items():
-        found.eval_sets[name] = views.without_empty(rows.remove_columns("origin"))
+        found.eval_sets[name] = views.without_empty(rows.remove_columns("origin"), keep)
     return found
 
 
-def inspect(
-    data: DictConfig, view: str | None, tokenizer: PreTrainedTokenizerBase, max_length: int | None, seed: int
-) -> Data:
+def inspect(data: DictConfig, view: str | None, tokenizer: Reader | None, max_length: int | None, seed: int) -> Data:
     """Look at the data that a `data` section describes, as `view` or in the form nearest to its own.
 
     What is wrong with the data is in the findings; DataError is raised only for a section that means nothing, or names
@@ -108,7 +112,7 @@ def inspect(
 
 
 def examined(
-    data: DictConfig, view: str | None, tokenizer: PreTrainedTokenizerBase, max_length: int | None, seed: int
+    data: DictConfig, view: str | None, tokenizer: Reader | None, max_length: int | None, seed: int
 ) -> tuple[Data, Findings]:
     """Read, check and shape the data; `view` None takes the form nearest to the data's own."""
     skipping = data.on_bad_rows == "skip"  # only then is the file looked up: it may lie in no run
@@ -132,21 +136,13 @@ def examined(
             with advice("leakage check"):
                 set_checks.leakage(found.train, found.eval, findings)
         if tokenizer is not None:
-            found.train = token_checks.accepted(found.train, kind, tokenizer, findings)
-            if kind == PROMPTS:
-                found.train = token_checks.with_room(found.train, tokenizer, max_length, findings)
-            else:
-                with advice("token check"):
-                    looked_at = token_checks.spread_over(found.train, data.token_rows)
-                    found.tokens = token_checks.check(looked_at, kind, tokenizer, max_length, findings)
-                    found.tokens.of = len(found.train)
-                    template_checks.check(looked_at, kind, tokenizer, findings)
-                    fields = sum((each.fields for each in tables), Counter())
-                    template_checks.unread_fields(fields, found.read, tokenizer, findings)
-            found.eval = usable(found.eval, kind, tokenizer, max_length, findings)
-            for name, rows in found.eval_sets.items():
-                found.eval_sets[name] = usable(rows, kind, tokenizer, max_length, findings)
-            found.eval_pairs = usable(found.eval_pairs, PAIRS, tokenizer, max_length, Findings())
+            if isinstance(tokenizer, ProcessorMixin):
+                found.images = any(images.held(rows).any() for rows in (found.train, found.eval, *sets.values()))
+                tokenizer = tokenizer if found.images else tokenizer.tokenizer
+            (seen if found.images else in_tokens)(found, kind, data.token_rows, tokenizer, max_length, findings)
+            with advice("token check"):
+                fields = sum((each.fields for each in tables), Counter())
+                template_checks.unread_fields(fields, found.read, tokenizer, findings)
             if not len(found.train):
                 findings.add("no_rows", [each.source.line() for each in tables])
         if data.sft_fraction and view == PAIRED:
@@ -154,6 +150,40 @@ def examined(
             found.train = with_demonstrations(found.train, shown, data.sft_fraction, seed)
     found.findings, found.skipped = findings.all(), findings.skipped
     return found, findings
+
+
+def in_tokens(
+    found: Data,
+    kind: str,
+    some: int | None,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    findings: Findings,
+) -> None:
+    """Leave out the rows that cannot be rendered or hold images, and look at the tokens of `some` rows."""
+    found.train = token_checks.accepted(images.left_out(found.train, findings), kind, tokenizer, findings)
+    if kind == PROMPTS:
+        found.train = token_checks.with_room(found.train, tokenizer, max_length, findings)
+    else:
+        with advice("token check"):
+            looked_at = token_checks.spread_over(found.train, some)
+            found.tokens = token_checks.check(looked_at, kind, tokenizer, max_length, findings)
+            found.tokens.of = len(found.train)
+            template_checks.check(looked_at, kind, tokenizer, findings)
+    found.eval = usable(found.eval, kind, tokenizer, max_length, findings)
+    for name, rows in found.eval_sets.items():
+        found.eval_sets[name] = usable(rows, kind, tokenizer, max_length, findings)
+    found.eval_pairs = usable(found.eval_pairs, PAIRS, tokenizer, max_length, Findings())
+
+
+def seen(
+    found: Data, kind: str, some: int | None, processor: ProcessorMixin, max_length: int | None, findings: Findings
+) -> None:
+    """Try some rows of a set with images on the processor; its held-out pairs are TRL's to score, in evaluation."""
+    found.eval_pairs = None
+    for rows in filter(None, (found.train, found.eval, *found.eval_sets.values())):
+        looked_at = token_checks.spread_over(rows, min(some or images.TRIED, images.TRIED))
+        images.check(looked_at, kind, processor, max_length, findings)
 
 
 def gathered(
@@ -211,6 +241,7 @@ def usable(
     rows: Dataset | None, kind: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None, findings: Findings
 ) -> Dataset | None:
     """The held-out rows that can be evaluated; None where there are none."""
+    rows = images.left_out(rows, findings)
     if rows and kind == PROMPTS:
         rows = token_checks.accepted(rows, kind, tokenizer, Findings())
         return token_checks.with_room(rows, tokenizer, max_length, findings) or None
@@ -237,8 +268,8 @@ def demonstrations(
     if shown is None:
         findings.stop_on_errors()
         raise DataError(f"data.sft_path={tables[0].source.line()}: no usable demonstrations")
-    if tokenizer is not None:
-        shown = token_checks.accepted(shown, DEMONSTRATIONS, tokenizer, findings)
+    if tokenizer is not None and not isinstance(tokenizer, ProcessorMixin):
+        shown = token_checks.accepted(images.left_out(shown, findings), DEMONSTRATIONS, tokenizer, findings)
         looked_at = token_checks.spread_over(shown, data.token_rows)
         token_checks.check(looked_at, DEMONSTRATIONS, tokenizer, max_length, findings)
     return shown

@@ -28,6 +28,7 @@ TURNS = {  # how a template opens a turn, in texts that were rendered before
 }
 BEGIN = re.compile(r"\s*(?:<\|begin_of_text\|>|<bos>|<s>)?\s*")
 ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "</s>", "<|endoftext|>", "<eos>")  # how it closes one
+PICTURES = ("image", "image_url", "input_image")  # types of parts
 STARTS = {"Human/Assistant": re.compile("Human:"), "Llama 2": re.compile(r"\[INST\]")} | TURNS
 TEXT, REASONING = ("role", "from", "content", "value"), ("reasoning_content", "reasoning", "thinking")
 
@@ -36,10 +37,13 @@ Messages = list[dict]
 
 def said(message: dict) -> str:
     """All that a message says: its text, its reasoning and its tool calls."""
+    content = message.get("content") or ""
+    if isinstance(content, list):
+        content = "".join(part["text"] if part["type"] == "text" else f"<image {part.get('id')}>" for part in content)
     if len(message) == 2:  # role and content, as most are
-        return message.get("content") or ""
-    parts = (message.get(name) for name in ("content", *REASONING, "tool_calls"))
-    return "".join(part if isinstance(part, str) else json.dumps(part) for part in parts if part)
+        return content
+    parts = (message.get(name) for name in (*REASONING, "tool_calls"))
+    return content + "".join(part if isinstance(part, str) else json.dumps(part) for part in parts if part)
 
 
 def is_messages(value: object) -> bool:
@@ -74,7 +78,7 @@ def opens_dialogue(value: object) -> bool:
 
 
 def message(item: dict, where: str) -> dict:
-    """One message as {role, content, …}. Raises RowFault where its role is unknown or its content is no text.
+    """One message as {role, content, …}. Raises RowFault where its role is unknown or its content is no text or image.
 
     A message that calls tools may have no content; it stays as it is given, for templates tell null from a text.
     """
@@ -85,15 +89,33 @@ def message(item: dict, where: str) -> dict:
     content = item.get("content", item.get("value"))
     if role == "function_call":
         return {"role": "assistant", "tool_calls": [{"type": "function", "function": call(content, where)}]} | rest
-    if isinstance(content, list):  # of parts
-        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
-            raise RowFault("images", f"{where} holds more than text")
+    if isinstance(content, list):
+        content = of_parts(content, where)
+        if any(part["type"] == "image" for part in content):
+            return {"role": ROLES[role.lower()], "content": content} | rest
         content = "".join(part["text"] for part in content)
     if content is None and rest.get("tool_calls"):
         return {"role": ROLES[role.lower()]} | ({"content": None} if "content" in item else {}) | rest
     if not isinstance(content, str):
         raise RowFault("wrong_type", f"{where} has {json_type(content)} as its content, a text is wanted")
     return {"role": ROLES[role.lower()], "content": content} | rest
+
+
+def of_parts(content: list, where: str) -> list[dict]:
+    """Parts of a message as {type: text, text} and {type: image}, with `image` where it stands inside. Raises RowFault.
+
+    It is written as in OpenAI's messages (image_url, input_image) or as in transformers' (image, path, url).
+    """
+    found = []
+    for part in content:
+        if isinstance(part, dict) and isinstance(part.get("text"), str):
+            found.append({"type": "text", "text": part["text"]})
+        elif isinstance(part, dict) and part.get("type") in PICTURES:
+            inside = [part[name] for name in ("image", "image_url", "path", "url", "base64") if part.get(name)]
+            found.append({"type": "image"} | ({"image": inside[0]} if inside else {}))
+        else:
+            raise RowFault("images", f"{where} holds more than texts and images")
+    return found
 
 
 def call(content: object, where: str) -> dict:

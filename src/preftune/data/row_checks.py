@@ -30,7 +30,7 @@ Faults = Iterator[tuple[str, str]]
 
 
 def empty(row: dict, kind: str) -> Faults:
-    if not any(message["role"] == "user" and message.get("content", "").strip() for message in row["prompt"]):
+    if not any(message["role"] == "user" and said(message).strip() for message in row["prompt"]):
         yield "empty_prompt", "no user turn with a text" if row["prompt"] else "the prompt is empty"
     for column in ANSWERS[kind]:
         if not row[column]:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from pathlib import Path
 
 import xxhash
 from datasets import Dataset, Features, Json, Value
@@ -17,7 +18,7 @@ from datasets.arrow_writer import ArrowWriter
 from tqdm.auto import tqdm
 
 from preftune.config.files import cache_dir
-from preftune.data import row_checks
+from preftune.data import images, row_checks
 from preftune.data.columns import Reading, number
 from preftune.data.findings import Findings, RowFault
 from preftune.data.formats import Read
@@ -28,7 +29,8 @@ from preftune.data.views import ASKED, MARGINS
 
 MESSAGES = Json()  # a list of messages, each with the fields that it was given: Arrow's structs would add nulls
 COMMON = {"id": Value("string"), "origin": Value("string"), "prompt": MESSAGES}
-BESIDE = {"tools": Json(), "chat_template_kwargs": Json()}  # what the chat template is given with the messages
+# what the chat template is given with the messages
+BESIDE = {"tools": Json(), "chat_template_kwargs": Json(), "images": images.COLUMN}
 FEATURES = {
     PAIRS: Features(COMMON | {"chosen": MESSAGES, "rejected": MESSAGES} | BESIDE),
     LABELLED: Features(COMMON | {"completion": MESSAGES, "label": Value("bool")} | BESIDE),
@@ -96,6 +98,7 @@ class Table:
             raise RowFault("mixed_shapes", f"{shape.name}, among {self.kind}")
         beside = self.beside(row) | self.margin(row)
         found = [each | beside for each in shape.convert(row, self.source.pairs_rule)]
+        found = [each | images.placed(each, row.get("images"), shape.kind, self.folders(read)) for each in found]
         if isinstance(system := row.get("system"), str) and system.strip():
             found = [each | {"prompt": [{"role": "system", "content": system}, *each["prompt"]]} for each in found]
         for code, detail in [fault for each in found for fault in row_checks.check(each, shape.kind)]:
@@ -112,8 +115,6 @@ class Table:
 
     def beside(self, row: dict) -> dict:
         """What the chat template is given beside the messages: the row's tools, its arguments and the run's."""
-        if row.get("images") not in (None, [], ""):
-            raise RowFault("images", "the row has images")
         tools, given = row.get("tools"), row.get("chat_template_kwargs")
         try:
             tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools or None
@@ -123,6 +124,12 @@ class Table:
         if not isinstance(tools, list | None) or not isinstance(given, dict):
             raise RowFault("wrong_type", "tools must be a list of JSON schemas, chat_template_kwargs an object")
         return {"tools": tools, "chat_template_kwargs": self.source.chat_template_kwargs | given}
+
+    def folders(self, read: Read) -> list[Path]:
+        """Where the files that a row names may lie: beside its own file, else from where the command was typed."""
+        place = Path(self.source.path).expanduser()
+        base = place if place.is_dir() else place.parent
+        return [base / Path(read.origin).parent, base, Path.cwd()]
 
     def margin(self, row: dict) -> dict[str, float]:
         """By how much the chosen answer is better, where that is read; 0 where the row does not say."""
@@ -176,4 +183,4 @@ def table(source: Source, findings: Findings, first: int | None = None, view: st
 
 def text(columns: Sequence[str], batch: Sequence[dict]) -> bytes:
     """Columns of a batch, written out."""
-    return json.dumps([[row[name] for name in columns] for row in batch]).encode()
+    return json.dumps([[row[name] for name in columns] for row in batch], default=xxhash.xxh3_64_hexdigest).encode()

@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from preftune.data.findings import Findings
-from preftune.data.messages import REASONING, Messages
+from preftune.data.messages import REASONING, Messages, said
 from preftune.data.token_checks import dialogues_of
 
 THOUGHT = re.compile(r"<think>\s*(.*?)\s*</think>", re.DOTALL)
@@ -24,7 +24,7 @@ def check(rows: Dataset, kind: str, tokenizer: PreTrainedTokenizerBase, findings
 
 def dropped(dialogue: Messages, given: dict, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """What of one dialogue its rendered text does not hold: codes of findings."""
-    systems = [turn["content"].strip() for turn in dialogue if turn["role"] == "system"]
+    systems = [said(turn).strip() for turn in dialogue if turn["role"] == "system"]
     thoughts = [thought for turn in dialogue if turn["role"] == "assistant" for thought in reasoning(turn)]
     if not (systems or thoughts or given.get("tools")):
         return

@@ -15,12 +15,13 @@ import xxhash
 from datasets import Dataset, Features, Value, concatenate_datasets
 
 from preftune.data.findings import DataError, Findings
+from preftune.data.images import held
 from preftune.data.messages import Messages, said
 from preftune.data.shapes import ANSWERS, DEMONSTRATIONS, LABELLED, PAIRS, PROMPTS
 
 PAIRED, MARGINS, UNPAIRED, SHOWN, ASKED = "paired", "margins", "unpaired", "demonstrations", "prompts"
 ONCE = ("id", "origin", "prompt", "solution")  # the columns of prompts
-BESIDE = ("tools", "chat_template_kwargs")  # what the chat template is given beside the messages
+BESIDE = ("tools", "chat_template_kwargs", "images")  # what the chat template is given beside the messages
 # what the rows of a view are
 KINDS = {PAIRED: PAIRS, MARGINS: PAIRS, UNPAIRED: LABELLED, SHOWN: DEMONSTRATIONS, ASKED: PROMPTS}
 
@@ -55,9 +56,11 @@ def unpair(rows: Dataset, _: Findings) -> Dataset:
     return rows.map(split, batched=True, remove_columns=rows.column_names, features=Features(features))
 
 
-def without_empty(rows: Dataset) -> Dataset:
-    """The rows without the columns that no row has a value in: tools, template arguments and margins are rare."""
-    return rows.remove_columns([name for name in (*BESIDE, "margin") if name in rows.features and not any(rows[name])])
+def without_empty(rows: Dataset, keep: Sequence[str] = ()) -> Dataset:
+    """The rows without the columns, but those to `keep`, that no row has a value in: most have no tools or images."""
+    given = {name: any(rows[name]) for name in ("tools", "chat_template_kwargs", "margin") if name in rows.features}
+    given |= {"images": held(rows).any()} if "images" in rows.features else {}
+    return rows.remove_columns([name for name, there in given.items() if not there and name not in keep])
 
 
 def ordered(rows: Dataset, wanted: str, seed: int) -> Dataset:

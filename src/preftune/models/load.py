@@ -21,11 +21,13 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoProcessor,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
 )
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
@@ -60,6 +62,28 @@ def tokenizer_of(path: str, revision: str | None = None, trust_remote_code: bool
         if (below := adapters.base_of(path, revision)) is None:
             raise
         return tokenizer_of(*below, trust_remote_code)
+
+
+def load_processor(model: DictConfig, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin | PreTrainedTokenizerBase:
+    """What makes images and text the model's inputs, over this tokenizer; the tokenizer itself where it sees none.
+
+    A processor that cannot be had is said in a line: text trains without one.
+    """
+    path, revision, code = location(model), model.revision, model.trust_remote_code
+    path, revision = adapters.base_of(path, revision) or (path, revision)
+    if not hasattr(AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=code), "vision_config"):
+        return tokenizer
+    try:
+        found = AutoProcessor.from_pretrained(path, revision=revision, trust_remote_code=code)
+    except Exception as error:
+        print(f"images: {model.path} reads none here ({brief(error)})")
+        return tokenizer
+    if not isinstance(found, ProcessorMixin):
+        return tokenizer
+    found.tokenizer = tokenizer
+    if model.chat_template is not None or not found.chat_template:
+        found.chat_template = tokenizer.chat_template
+    return found
 
 
 def load_model(model: DictConfig, lora: DictConfig, use_cpu: bool, task: str | None = None) -> PreTrainedModel:

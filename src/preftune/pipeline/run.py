@@ -70,19 +70,20 @@ def step_of(name: str, cfg: DictConfig) -> Callable[[Progress, str], None]:
 
 
 def evaluated(progress: Progress, name: str) -> None:
-    """Score the results of the first and the last training stage beside their references, into <run>/evaluation/."""
+    """Score the result of the last training stage, and of the first one, beside a reference, into <run>/evaluation/."""
     from preftune.evaluate import evaluation
 
     if not list(progress.summaries.values())[-1]["snapshots"]:
         print("evaluate: nothing is held out (data.eval_split, data.eval_fraction)")
         return
-    output, asked = progress.run / "evaluation", progress.cfg.pipeline.evaluate
-    made_of = {"model": lineage.artifact(progress.result).digest, **OmegaConf.to_container(asked, resolve=True)}
+    output, asked = progress.run / "evaluation", OmegaConf.to_container(progress.cfg.pipeline.evaluate, resolve=True)
+    made_of = {"model": lineage.artifact(progress.result).digest, **asked}
     if not needed(output, made_of) or not main_process():
         return
     output.mkdir(exist_ok=True)
     names = list(progress.summaries)
-    models = [str(progress.run / name) for name in dict.fromkeys((names[0], names[-1]))]
+    names = [names[0], names[-1]] if asked.pop("first_stage") else names[-1:]
+    models = [str(progress.run / name) for name in dict.fromkeys(names)]
     own = {"models": models, "output": str(output / "evaluation.json")}
     print(evaluation.run(OmegaConf.merge(defaults("evaluate"), asked, own)))
     lineage.record(output, made_of, Artifact(str(output), checkpoints.digest(output / "evaluation.json")))

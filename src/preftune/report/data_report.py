@@ -19,7 +19,7 @@ from preftune.data.set_checks import SetFigures
 from preftune.data.shapes import PAIRS
 from preftune.data.sources import one_of
 from preftune.data.views import KINDS
-from preftune.models.load import load_model, load_tokenizer, quiet
+from preftune.models.load import load_model, load_processor, load_tokenizer, quiet
 from preftune.report.page import render
 
 QUANTILES = {"median": 0.5, "p95": 0.95, "max": 1.0}
@@ -136,7 +136,8 @@ def review(cfg: DictConfig) -> int:
     one_of("view", cfg.view, [None, *KINDS])
     quiet()
     tokenizer = load_tokenizer(cfg.model)
-    seen = inspect(cfg.data, cfg.view, tokenizer, cfg.train.max_length, cfg.train.seed)
+    reader = load_processor(cfg.model, tokenizer)
+    seen = inspect(cfg.data, cfg.view, reader, cfg.train.max_length, cfg.train.seed)
     folder = Path(cfg.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     if cfg.suspects:
@@ -151,6 +152,8 @@ def review(cfg: DictConfig) -> int:
 def rank_suspects(cfg: DictConfig, seen: Data, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
     """Rank the training pairs by how probable swapped labels are, write the worst to `path`, and add the finding."""
     pairs = seen.kinds.get(PAIRS, ())
+    if seen.images:
+        raise DataError(f"suspects={cfg.suspects}: pairs with images are not ranked")
     if len(pairs) < 2 * FOLDS:
         raise DataError(f"suspects={cfg.suspects}: only pairs have labels to doubt, ten of them at least")
     model = load_model(cfg.model, OmegaConf.create({}), cfg.hardware.use_cpu)

@@ -166,7 +166,8 @@ def prepare(run: Run) -> tuple[PreTrainedTokenizerBase, Data]:
 
 def save(trainer: Trainer, folder: str) -> None:
     """The model or its adapter with its tokenizer, and the tokens that end an answer, which PEFT leaves out."""
-    carry(trainer.processing_class, trainer.accelerator.unwrap_model(trainer.model))
+    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)  # of a processor
+    carry(tokenizer, trainer.accelerator.unwrap_model(trainer.model))
     trainer.save_model(folder)
     if main_process():
         shutil.rmtree(Path(folder) / "ref", ignore_errors=True)  # TRL's copy of an adapter that was continued
@@ -199,6 +200,9 @@ def snapshot(name: str, trainer: Trainer, data: Data, cfg: DictConfig) -> Snapsh
 def announce(cfg: DictConfig, data: Data, tokenizer: PreTrainedTokenizerBase) -> dict | None:
     """Say what the run will take, unless fit_check=false. Raises PlanError where that is more than there is."""
     if not cfg.fit_check:
+        return None
+    if data.images:
+        print("plan: not available (rows with images are not counted)")
         return None
     try:
         made = plan.plan(cfg, data, tokenizer, world_size=world_size(), sharding=sharding_engine(cfg))
@@ -280,7 +284,8 @@ def pass_gate(run: Run, data: Data, start: Snapshot | None) -> dict | None:
     if not run.cfg.loss.needs_sft:
         return None
     if start is None:
-        print("gate: not measured, for there are no held-out pairs (data.eval_split, data.eval_fraction)")
+        why = "rows hold images" if data.images else "there are no held-out pairs (data.eval_split, data.eval_fraction)"
+        print(f"gate: not measured, for {why}")
         return None
     limits = run.cfg.gate
     gate, finding = perplexity_gate(start.scores, data.eval_pairs, limits)

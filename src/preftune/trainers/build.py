@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import inspect
+import sys
 import traceback
 from collections.abc import Collection
 from pathlib import Path
@@ -28,6 +29,7 @@ from preftune.models.load import (
     disable_dropout,
     load_adapter,
     load_model,
+    load_processor,
     location,
     peft_config,
     require_trainable,
@@ -124,7 +126,7 @@ def _build(cfg: DictConfig, data: Data, tokenizer: PreTrainedTokenizerBase, trai
     trainer = trainer_class(
         model=model,
         args=args,
-        processing_class=tokenizer,
+        processing_class=load_processor(cfg.model, tokenizer) if data.images else tokenizer,
         train_dataset=data.train,
         eval_dataset=evaluated,
         peft_config=None if continued(cfg.model) else adapter(cfg.lora, model, task),
@@ -161,6 +163,11 @@ def fitted_arguments(cfg: DictConfig, data: Data, trainer_class: type, args_clas
         arguments["eval_strategy"] = "no"
     fit_to_data(arguments, cfg, data)
     arguments |= early_stopping(cfg, arguments) | engine.arguments(cfg) | rewards.template_arguments(data, cfg)
+    if data.images and not sees_images(trainer_class):
+        raise DataError(
+            f"the rows hold images, and TRL's {trainer_class.__name__} reads none; DPO's losses, loss=kto and "
+            "python -m recipes.sft do. Text alone: data.columns={images: null}"
+        )
     known = {each.name for each in dataclasses.fields(args_class)}
     if "chat_template_kwargs" in arguments.keys() - known:
         raise DataError(f"{trainer_class.__name__} takes no template arguments: leave chat_template_kwargs out")
@@ -186,7 +193,10 @@ def fit_to_data(arguments: dict, cfg: DictConfig, data: Data) -> None:
     if "balance_labels" in cfg.loss and cfg.loss.balance_labels and data.kto_weights:
         arguments |= {key: arguments[key] * weight for key, weight in data.kto_weights.items()}
         print(f"KTO weights: {', '.join(f'{key} {arguments[key]:g}' for key in data.kto_weights)}")
-    if arguments.get("precompute_ref_log_probs") is False and (moved := moves_base(cfg.lora)):
+    if data.images and arguments.get("precompute_ref_log_probs"):
+        arguments["precompute_ref_log_probs"] = False
+        print("reference: scored in every step, for TRL computes none beforehand where rows hold images")
+    elif arguments.get("precompute_ref_log_probs") is False and (moved := moves_base(cfg.lora)):
         arguments["precompute_ref_log_probs"] = isinstance(data.train, Dataset) and cfg.model.reference is None
         print(f"reference: lora.{moved[0]} trains base weights, so the reference is the model before its first step")
 
@@ -288,6 +298,12 @@ def evaluates(trainer_class: type) -> bool:
     return not draws(trainer_class) or trainer_class.prediction_step is not Trainer.prediction_step
 
 
+def sees_images(trainer_class: type) -> bool:
+    """Whether TRL's trainer reads rows with images: those that do have a collator for them, or draw answers."""
+    modules = [sys.modules[each.__module__] for each in trainer_class.__mro__ if each.__module__.startswith("trl.")]
+    return draws(trainer_class) or any("ForVision" in name for module in modules for name in vars(module))
+
+
 def with_metrics(trainer_class: type) -> type:
     """`trainer_class` with preftune's metrics beside TRL's, by what the class computes."""
     if draws(trainer_class):  # it makes its batches itself, and logs all about them
@@ -303,4 +319,5 @@ def with_metrics(trainer_class: type) -> type:
 
 def load_data(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
     """The checked train and eval rows of `cfg` in the form that its trainer takes."""
-    return load(cfg.data, view=cfg.loss.view, tokenizer=tokenizer, max_length=cfg.train.max_length, seed=cfg.train.seed)
+    reader = load_processor(cfg.model, tokenizer)
+    return load(cfg.data, view=cfg.loss.view, tokenizer=reader, max_length=cfg.train.max_length, seed=cfg.train.seed)

@@ -25,7 +25,7 @@ def require(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cfg: Dic
     """Raise ModelError where a token that will be fed has no embedding, or a row no position."""
     require_embeddings(model, tokenizer, cfg, data)
     limit, cut = learned_positions(model), cfg.train.max_length
-    if limit is None or (cut is not None and cut <= limit):
+    if data.images or limit is None or (cut is not None and cut <= limit):
         return
     longest = max(lengths(tokenizer, data), default=0)
     if min(longest, cut or longest) > limit:

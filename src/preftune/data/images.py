@@ -1,0 +1,161 @@
+"""Images of rows: found in a column or in messages, kept as files or bytes, and tried on the model before it trains."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pyarrow.compute as pc
+import xxhash
+from datasets import Dataset, Image, List
+from jinja2 import TemplateError
+from transformers import ProcessorMixin
+
+from preftune.data.findings import Findings, RowFault
+from preftune.data.messages import Messages
+from preftune.data.shapes import ANSWERS
+
+COLUMN = List(Image())
+LOSSLESS = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # modes of Pillow's that a PNG holds
+TRIED = 64  # rows whose images are processed before a run
+
+
+def placed(row: dict, given: object, kind: str, folders: list[Path]) -> dict:
+    """`images` of a row, and its `prompt` with a part {type: image, id} where each of them stands.
+
+    `given` are the images of its column. They fill the places that the messages have; without places they come before
+    the user's first text, as TRL puts them. Files are looked for in `folders`. Raises RowFault.
+    """
+    listed = given if isinstance(given, list) else [given]
+    waiting, prompt = [each for each in listed if each is not None and each != ""], row["prompt"]
+    if any(isinstance(turn.get("content"), list) for name in ANSWERS[kind] for turn in row[name]):
+        raise RowFault("images", "an answer holds images, and answers are texts")
+    inside = [part for turn in prompt for part in parts(turn) if part["type"] == "image"]
+    if not waiting and not inside:
+        return {"images": []}
+    if waiting and all("image" in part for part in inside):
+        prompt = first_of_user(prompt, [{"type": "image"} for _ in waiting])
+    images: list[dict] = []
+
+    def filled(part: dict) -> dict:
+        if part["type"] != "image":
+            return part
+        if "image" not in part and not waiting:
+            raise RowFault("images", "the prompt has a place for an image, and the row no image for it")
+        images.append(stored(part["image"] if "image" in part else waiting.pop(0), folders))
+        return {"type": "image", "id": mark(images[-1])}
+
+    prompt = [turn | {"content": list(map(filled, content))} if (content := parts(turn)) else turn for turn in prompt]
+    if waiting:
+        raise RowFault("images", f"the row has {len(waiting)} images more than its prompt has places")
+    return {"prompt": prompt, "images": images}
+
+
+def parts(turn: dict) -> list[dict]:
+    """The parts of a message that holds images; none of one that is a text."""
+    return turn["content"] if isinstance(turn.get("content"), list) else []
+
+
+def first_of_user(prompt: Messages, images: list[dict]) -> Messages:
+    """The prompt with these parts before all that the user says first."""
+    at = next((place for place, turn in enumerate(prompt) if turn["role"] == "user"), None)
+    if at is None:
+        raise RowFault("images", "the row has images, and no turn of the user where they could stand")
+    content = parts(prompt[at]) or [{"type": "text", "text": prompt[at]["content"]}]
+    return [*prompt[:at], prompt[at] | {"content": images + content}, *prompt[at + 1 :]]
+
+
+def stored(value: Any, folders: list[Path]) -> dict:
+    """An image as `datasets.Image` keeps it, {bytes, path}: a file, bytes, a data: address or a picture of Pillow's.
+
+    Raises RowFault where it is none of them, or cannot be opened.
+    """
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path") or value.get("url")
+    found: Path | bytes
+    try:
+        if isinstance(value, str) and value.startswith("data:"):
+            found = base64.b64decode(value.partition(",")[2], validate=True)
+        elif isinstance(value, str) and "://" in value.removeprefix("file://"):
+            raise RowFault("images", f"{value[:60]} is an address: download the image, and name the file")
+        elif isinstance(value, str):
+            found = file_in(folders, value.removeprefix("file://"))
+        elif isinstance(value, PIL.Image.Image):
+            buffer = io.BytesIO()
+            value.save(buffer, "PNG" if value.mode in LOSSLESS else "TIFF")
+            found = buffer.getvalue()
+        elif isinstance(value, bytes):
+            found = value
+        else:
+            raise RowFault("images", f"{str(value)[:60]!r} is neither a file nor an image")
+        PIL.Image.open(found if isinstance(found, Path) else io.BytesIO(found)).close()
+    except RowFault:
+        raise
+    except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise RowFault("images", f"an image cannot be opened: {str(error).splitlines()[0][:120]}") from None
+    return {"bytes": None, "path": str(found)} if isinstance(found, Path) else {"bytes": found, "path": None}
+
+
+def file_in(folders: list[Path], name: str) -> Path:
+    """The file of this name, beside the data or from where the command was typed. Raises RowFault."""
+    for folder in folders:
+        if (path := (folder / Path(name).expanduser()).resolve()).is_file():
+            return path
+    raise RowFault("images", f"there is no file {name} (looked in {', '.join(map(str, dict.fromkeys(folders)))})")
+
+
+def mark(image: dict) -> str:
+    """What tells an image from others: of its bytes, or of its file's name and size."""
+    told = image["bytes"] or f"{image['path']}:{Path(image['path']).stat().st_size}".encode()
+    return xxhash.xxh3_64_hexdigest(told)
+
+
+def held(rows: Dataset | None) -> np.ndarray:
+    """Whether each row has images, shape (rows,), without opening one."""
+    if rows is None or "images" not in rows.column_names:
+        return np.zeros(len(rows or ()), dtype=bool)
+    column = rows.select_columns(["images"]).with_format("arrow")[:]["images"]
+    return pc.list_value_length(column).to_numpy(zero_copy_only=False) > 0
+
+
+def left_out(rows: Dataset | None, findings: Findings) -> Dataset | None:
+    """The rows without images, for a model that sees none; the others go into `findings`."""
+    mask = held(rows)
+    if rows is None or not mask.any():
+        return rows
+    for origin in rows.select(np.flatnonzero(mask))["origin"]:
+        findings.leave_out(origin, RowFault("images", "the row has images"), "")
+    return rows.select(np.flatnonzero(~mask))
+
+
+def check(rows: Dataset, kind: str, processor: ProcessorMixin, max_length: int | None, findings: Findings) -> None:
+    """Render and process rows as TRL's collators do; what does not work or fit goes into `findings`."""
+    from trl.data_utils import apply_chat_template, prepare_multimodal_messages
+
+    for row in rows:
+        images = row["images"]
+        if row["tools"]:  # TRL's collators for images give the template none
+            findings.add("tools_ignored", [row["origin"]], of=len(rows))
+        example = {"chat_template_kwargs": row["chat_template_kwargs"]}
+        if ANSWERS[kind]:
+            example["completion"] = prepare_multimodal_messages(row[ANSWERS[kind][0]])
+        try:
+            whole = {"prompt": prepare_multimodal_messages(row["prompt"], images)} | example
+            bare = {"prompt": prepare_multimodal_messages(without_images(row["prompt"]))} | example
+            prompt = apply_chat_template(whole, processor)["prompt"]
+            if images and prompt == apply_chat_template(bare, processor)["prompt"]:
+                raise ValueError("it leaves the images out")
+            ids = processor(images=[images] if images else None, text=[prompt], add_special_tokens=False)["input_ids"]
+        except (TemplateError, ValueError, TypeError, AttributeError, KeyError, IndexError, OSError) as error:
+            findings.add("template_refuses", [row["origin"]], str(error).splitlines()[0][:200])
+            continue
+        if max_length is not None and len(ids[0]) >= max_length:
+            findings.add("images_cut", [row["origin"]], f"a prompt of {len(ids[0]):,} tokens", of=len(rows))
+
+
+def without_images(prompt: Messages) -> Messages:
+    """A prompt without its images; turns that are texts stay as they are."""
+    texts = [[part for part in parts(turn) if part["type"] == "text"] for turn in prompt]
+    return [turn | {"content": some} if parts(turn) else turn for turn, some in zip(prompt, texts, strict=True)]
