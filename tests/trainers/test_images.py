@@ -157,8 +157,8 @@ def test_a_run_on_images_ends_well_and_its_model_loads(run, pictures, capsys):
 @pytest.mark.parametrize(
     "changed, says",
     [
-        ({"images": ["gone.png"]}, "there is no file gone.png"),
-        ({"images": ["https://example.org/a.png"]}, "is an address: download"),
+        ({"images": ["gone.png"]}, "there is no file 'gone.png'"),
+        ({"images": ["https://example.org/a.png"]}, "' is an address: download"),
         ({"images": ["rows.jsonl"]}, "cannot be opened"),
         ({"prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "image"}]}]}, "no image for it"),
         ({"chosen": [{"role": "assistant", "content": [{"type": "image", "image": "0.png"}]}]}, "answers are texts"),

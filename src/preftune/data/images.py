@@ -2,6 +2,8 @@
 
 import base64
 import io
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ LOSSLESS = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # modes of Pillow's tha
 TRIED = 64  # rows whose images are processed before a run
 
 
-def placed(row: dict, given: object, kind: str, folders: list[Path]) -> dict:
+def placed(row: dict, given: object, kind: str, folders: Callable[[], list[Path]]) -> dict:
     """`images` of a row, and its `prompt` with a part {type: image, id} where each of them stands.
 
     `given` are the images of its column. They fill the places that the messages have; without places they come before
@@ -67,7 +69,7 @@ def first_of_user(prompt: Messages, images: list[dict]) -> Messages:
     return [*prompt[:at], prompt[at] | {"content": images + content}, *prompt[at + 1 :]]
 
 
-def stored(value: Any, folders: list[Path]) -> dict:
+def stored(value: Any, folders: Callable[[], list[Path]]) -> dict:
     """An image as `datasets.Image` keeps it, {bytes, path}: a file, bytes, a data: address or a picture of Pillow's.
 
     Raises RowFault where it is none of them, or cannot be opened.
@@ -79,9 +81,9 @@ def stored(value: Any, folders: list[Path]) -> dict:
         if isinstance(value, str) and value.startswith("data:"):
             found = base64.b64decode(value.partition(",")[2], validate=True)
         elif isinstance(value, str) and "://" in value.removeprefix("file://"):
-            raise RowFault("images", f"{value[:60]} is an address: download the image, and name the file")
+            raise RowFault("images", f"{value[:60]!r} is an address: download the image, and name the file")
         elif isinstance(value, str):
-            found = file_in(folders, value.removeprefix("file://"))
+            found = file_in(folders(), value.removeprefix("file://"))
         elif isinstance(value, PIL.Image.Image):
             buffer = io.BytesIO()
             value.save(buffer, "PNG" if value.mode in LOSSLESS else "TIFF")
@@ -101,9 +103,9 @@ def stored(value: Any, folders: list[Path]) -> dict:
 def file_in(folders: list[Path], name: str) -> Path:
     """The file of this name, beside the data or from where the command was typed. Raises RowFault."""
     for folder in folders:
-        if (path := (folder / Path(name).expanduser()).resolve()).is_file():
+        if (path := (folder / os.path.expanduser(name)).resolve()).is_file():
             return path
-    raise RowFault("images", f"there is no file {name} (looked in {', '.join(map(str, dict.fromkeys(folders)))})")
+    raise RowFault("images", f"there is no file {name!r} (looked in {', '.join(map(str, dict.fromkeys(folders)))})")
 
 
 def mark(image: dict) -> str:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import numpy as np
 import xxhash
@@ -19,7 +20,7 @@ from preftune.data.streams import BLOCK, stream
 from preftune.data.table import Table, table
 from preftune.data.views import KINDS, PAIRED, SHOWN, UNPAIRED, keys, mixture, ordered, with_demonstrations
 
-Reader = PreTrainedTokenizerBase | ProcessorMixin
+Reader: TypeAlias = PreTrainedTokenizerBase | ProcessorMixin
 UNREAD = ("unread_files", "unread_columns")  # findings that the run's line repeats
 
 

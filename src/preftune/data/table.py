@@ -9,6 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -98,7 +99,9 @@ class Table:
             raise RowFault("mixed_shapes", f"{shape.name}, among {self.kind}")
         beside = self.beside(row) | self.margin(row)
         found = [each | beside for each in shape.convert(row, self.source.pairs_rule)]
-        found = [each | images.placed(each, row.get("images"), shape.kind, self.folders(read)) for each in found]
+        found = [
+            each | images.placed(each, row.get("images"), shape.kind, partial(self.folders, read)) for each in found
+        ]
         if isinstance(system := row.get("system"), str) and system.strip():
             found = [each | {"prompt": [{"role": "system", "content": system}, *each["prompt"]]} for each in found]
         for code, detail in [fault for each in found for fault in row_checks.check(each, shape.kind)]:
