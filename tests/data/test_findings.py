@@ -63,7 +63,7 @@ FOUND = {
 }
 
 # repeated_prompt, rendered_text, images, two_verdicts: test_forms; what a template drops: test_rendering;
-# unread_files: test_folders
+# unread_files: test_folders; images_cut: trainers/test_images
 # user_turn_in_answer: test_shapes; suspected_swaps: test_label_noise; held_out_loses_everything: test_template_tokens
 ELSEWHERE = {
     "user_turn_in_answer",
@@ -74,7 +74,7 @@ ELSEWHERE = {
     "missing_eos",
 }
 ELSEWHERE |= {"repeated_prompt", "rendered_text", "images", "two_verdicts", "system_ignored", "reasoning_stripped"}
-ELSEWHERE |= {"unread_files", "tools_ignored", "alike_in_template", "nothing_differs"}
+ELSEWHERE |= {"unread_files", "tools_ignored", "alike_in_template", "nothing_differs", "images_cut"}
 ELSEWHERE |= {"mixed_shapes", "unknown_label", "suspected_swaps", "held_out_loses_everything"}
 
 

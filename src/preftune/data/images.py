@@ -1,11 +1,13 @@
 """Images of rows: found in a column or in messages, kept as files or bytes, and tried on the model before it trains."""
 
+from __future__ import annotations
+
 import base64
 import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
@@ -13,15 +15,22 @@ import pyarrow.compute as pc
 import xxhash
 from datasets import Dataset, Image, List
 from jinja2 import TemplateError
-from transformers import ProcessorMixin
 
 from preftune.data.findings import Findings, RowFault
 from preftune.data.messages import Messages
 from preftune.data.shapes import ANSWERS
 
+if TYPE_CHECKING:  # data is read without torch
+    from transformers import ProcessorMixin
+
 COLUMN = List(Image())
 LOSSLESS = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # modes of Pillow's that a PNG holds
 TRIED = 64  # rows whose images are processed before a run
+
+
+def sees(reader: object) -> bool:
+    """Whether a tokenizer is a processor, of a model that sees images."""
+    return hasattr(reader, "image_processor")
 
 
 def placed(row: dict, given: object, kind: str, folders: Callable[[], list[Path]]) -> dict:

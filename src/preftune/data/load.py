@@ -1,14 +1,16 @@
 """load(): a `data` config in, checked rows out, in the form that the trainer takes; inspect() says all about them."""
 
+from __future__ import annotations
+
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import xxhash
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from omegaconf import DictConfig, OmegaConf
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedTokenizerBase
 
 from preftune.config.errors import advice
 from preftune.data import bias, images, set_checks, template_checks, token_checks, views
@@ -20,7 +22,11 @@ from preftune.data.streams import BLOCK, stream
 from preftune.data.table import Table, table
 from preftune.data.views import KINDS, PAIRED, SHOWN, UNPAIRED, keys, mixture, ordered, with_demonstrations
 
-Reader: TypeAlias = PreTrainedTokenizerBase | ProcessorMixin
+if TYPE_CHECKING:  # data is read without torch
+    from transformers import ProcessorMixin
+
+    Reader: TypeAlias = PreTrainedTokenizerBase | ProcessorMixin
+
 UNREAD = ("unread_files", "unread_columns")  # findings that the run's line repeats
 
 
@@ -137,7 +143,7 @@ def examined(
             with advice("leakage check"):
                 set_checks.leakage(found.train, found.eval, findings)
         if tokenizer is not None:
-            if isinstance(tokenizer, ProcessorMixin):
+            if images.sees(tokenizer):
                 found.images = any(images.held(rows).any() for rows in (found.train, found.eval, *sets.values()))
                 tokenizer = tokenizer if found.images else tokenizer.tokenizer
             (seen if found.images else in_tokens)(found, kind, data.token_rows, tokenizer, max_length, findings)
@@ -269,7 +275,7 @@ def demonstrations(
     if shown is None:
         findings.stop_on_errors()
         raise DataError(f"data.sft_path={tables[0].source.line()}: no usable demonstrations")
-    if tokenizer is not None and not isinstance(tokenizer, ProcessorMixin):
+    if tokenizer is not None and not images.sees(tokenizer):
         shown = token_checks.accepted(images.left_out(shown, findings), DEMONSTRATIONS, tokenizer, findings)
         looked_at = token_checks.spread_over(shown, data.token_rows)
         token_checks.check(looked_at, DEMONSTRATIONS, tokenizer, max_length, findings)
