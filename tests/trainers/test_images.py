@@ -15,6 +15,7 @@ from trl import DPOTrainer, KTOTrainer, SFTTrainer
 
 from preftune.data.findings import DataError
 from preftune.models.load import load_model, load_tokenizer
+from preftune.pipeline.run import run_stages
 from preftune.runs.training import build_trainer, stage
 from preftune.trainers import build
 
@@ -120,6 +121,8 @@ def forms(picture, file):
         "a file": ({"images": [file]}, "What is shown?"),
         "one file, as image": ({"image": file}, "What is shown?"),
         "a place in the prompt": ({"images": [file]}, [{"type": "image"}, text]),
+        "a mark in the text": ({"images": [file]}, "<image>What is shown?"),
+        "base64 in the prompt": ({}, [{"type": "image", "base64": address.partition(",")[2], "text": ""}, text]),
         "in the prompt": ({}, [{"type": "image", "image": file}, text]),
         "OpenAI's data address": ({}, [{"type": "image_url", "image_url": {"url": address}}, text]),
     }
@@ -203,9 +206,39 @@ def letters(prompt, answer):
     return float(len(set(answer)))
 
 
-def test_streams_hold_images_too(run, pictures):
+def test_streams_hold_images_too_and_refuse_those_that_come_later(run, pictures):
     cfg = run("dpo", pictures, "data.streaming=true", "lora=lora")
     assert len(history(build_trainer(cfg))) == 3
+    words = [{"prompt": "Why?", "chosen": f"So {number}.", "rejected": "No."} for number in range(12)]
+    later = ["data.streaming=true", "data.token_rows=4", "loss.precompute_ref_log_probs=false", "train.max_steps=6"]
+    with pytest.raises(DataError, match="images, "):
+        build_trainer(run("dpo", words + pictures, *later)).train()
+    cfg = run("dpo", words + pictures, *later, "data.on_bad_rows=skip")
+    assert len(history(build_trainer(cfg))) == 6
+
+
+def test_a_dialogue_of_several_turns_and_a_picture_cut_short(run, pictures, tmp_path):
+    turns = [("user", "Hello."), ("assistant", "Hi."), ("user", [{"type": "image"}, {"type": "text", "text": "What?"}])]
+    pictures[0] |= {"prompt": [{"role": role, "content": content} for role, content in turns]}
+    assert len(history(build_trainer(run("dpo", pictures)))) == 3
+    whole = (tmp_path / "1.png").read_bytes()
+    (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"images, 1: .*rows.jsonl:2: an image cannot be opened"):
+        build_trainer(run("dpo", pictures))
+
+
+def test_rows_that_do_not_render_are_left_out_where_that_is_asked(run, pictures, tmp_path):
+    pictures[3]["prompt"] = "What is shown? " * 60
+    cfg = run("dpo", pictures, "data.on_bad_rows=skip", "train.max_length=200")
+    trainer = build_trainer(cfg)
+    assert len(trainer.train_dataset) == len(pictures) - 1
+    assert "images_cut" in Path(cfg.data.skipped_file).read_text()
+
+
+def test_a_pipeline_hands_the_images_on_and_exports_a_model_that_reads_them(run, pictures):
+    cfg = run("sft_dpo", pictures, "data.eval_fraction=0.25", "lora=lora", "samples=1")
+    run_stages(cfg)
+    assert AutoProcessor.from_pretrained(Path(cfg.output_dir) / "exported").image_processor
 
 
 def test_same_words_about_other_images_are_other_prompts(run, pictures):

@@ -12,7 +12,7 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -41,6 +41,7 @@ class Read:
     origin: str
     row: dict | RowFault
     raw: str = ""
+    folder: Path | None = None  # where its file lies
 
 
 def read(path: Path, name: str) -> Iterator[Read]:
@@ -54,7 +55,7 @@ def read(path: Path, name: str) -> Iterator[Read]:
             raise EOFError("the file is empty")
         for found in READERS[ending(path)](path, name):
             line = found.origin.rpartition(":")[2]
-            yield found
+            yield replace(found, folder=path.parent)
     except UnicodeDecodeError as error:  # in a file that is read whole
         number = error.object.count(b"\n", 0, error.start) + 1
         detail = f"line {number}: byte 0x{error.object[error.start]:02x} is not UTF-8"

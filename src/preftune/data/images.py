@@ -15,16 +15,19 @@ import pyarrow.compute as pc
 import xxhash
 from datasets import Dataset, Image, List
 from jinja2 import TemplateError
+from tqdm.auto import tqdm
 
 from preftune.data.findings import Findings, RowFault
-from preftune.data.messages import Messages
+from preftune.data.messages import Messages, said
 from preftune.data.shapes import ANSWERS
 
 if TYPE_CHECKING:  # data is read without torch
     from transformers import ProcessorMixin
 
 COLUMN = List(Image())
+WITHIN = ("bytes", "path", "url")  # where a mapping holds its image
 LOSSLESS = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # modes of Pillow's that a PNG holds
+MARK = "<image>"  # how LLaVA's and other data say in a text where an image stands
 TRIED = 64  # rows whose images are processed before a run
 
 
@@ -36,11 +39,13 @@ def sees(reader: object) -> bool:
 def placed(row: dict, given: object, kind: str, folders: Callable[[], list[Path]]) -> dict:
     """`images` of a row, and its `prompt` with a part {type: image, id} where each of them stands.
 
-    `given` are the images of its column. They fill the places that the messages have; without places they come before
-    the user's first text, as TRL puts them. Files are looked for in `folders`. Raises RowFault.
+    `given` are the images of its column. They fill the places that the messages have, <image> in a text too; without
+    places they come before the user's first text, as TRL puts them. Files are looked for in `folders`. Raises RowFault.
     """
     listed = given if isinstance(given, list) else [given]
     waiting, prompt = [each for each in listed if each is not None and each != ""], row["prompt"]
+    if waiting and any(MARK in said(turn) for turn in prompt):
+        prompt = [turn | {"content": marked(turn["content"])} if is_text(turn) else turn for turn in prompt]
     if any(isinstance(turn.get("content"), list) for name in ANSWERS[kind] for turn in row[name]):
         raise RowFault("images", "an answer holds images, and answers are texts")
     inside = [part for turn in prompt for part in parts(turn) if part["type"] == "image"]
@@ -58,10 +63,24 @@ def placed(row: dict, given: object, kind: str, folders: Callable[[], list[Path]
         images.append(stored(part["image"] if "image" in part else waiting.pop(0), folders))
         return {"type": "image", "id": mark(images[-1])}
 
+    # every turn of the user in parts: TRL would put images into the first that is a text
+    prompt = [turn | {"content": marked(turn["content"])} if is_text(turn) else turn for turn in prompt]
     prompt = [turn | {"content": list(map(filled, content))} if (content := parts(turn)) else turn for turn in prompt]
     if waiting:
         raise RowFault("images", f"the row has {len(waiting)} images more than its prompt has places")
     return {"prompt": prompt, "images": images}
+
+
+def is_text(turn: dict) -> bool:
+    """Whether a message is the user's, and a text."""
+    return turn["role"] == "user" and isinstance(turn.get("content"), str)
+
+
+def marked(text: str) -> list[dict]:
+    """A text in parts, with a place for an image where it says <image>."""
+    pieces = [{"type": "text", "text": piece} for piece in text.split(MARK)]
+    found = [part for piece in pieces for part in ({"type": "image"}, piece)][1:]
+    return [part for part in found if part.get("text") != ""] or pieces
 
 
 def parts(turn: dict) -> list[dict]:
@@ -84,7 +103,8 @@ def stored(value: Any, folders: Callable[[], list[Path]]) -> dict:
     Raises RowFault where it is none of them, or cannot be opened.
     """
     if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path") or value.get("url")
+        inside = value.get("image_url", value)
+        value = inside if isinstance(inside, str) else next((inside[n] for n in WITHIN if inside.get(n)), None)
     found: Path | bytes
     try:
         if isinstance(value, str) and value.startswith("data:"):
@@ -101,10 +121,14 @@ def stored(value: Any, folders: Callable[[], list[Path]]) -> dict:
             found = value
         else:
             raise RowFault("images", f"{str(value)[:60]!r} is neither a file nor an image")
-        PIL.Image.open(found if isinstance(found, Path) else io.BytesIO(found)).close()
+        with PIL.Image.open(io.BytesIO(found.read_bytes() if isinstance(found, Path) else found)) as picture:
+            picture.load()  # one that was cut short would end the training in the middle
     except RowFault:
         raise
-    except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
+    except PIL.UnidentifiedImageError:
+        what = value if isinstance(value, str) and not value.startswith("data:") else "its bytes"
+        raise RowFault("images", f"an image cannot be opened: {what[:120]} are in no known format") from None
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise RowFault("images", f"an image cannot be opened: {str(error).splitlines()[0][:120]}") from None
     return {"bytes": None, "path": str(found)} if isinstance(found, Path) else {"bytes": found, "path": None}
 
@@ -118,9 +142,8 @@ def file_in(folders: list[Path], name: str) -> Path:
 
 
 def mark(image: dict) -> str:
-    """What tells an image from others: of its bytes, or of its file's name and size."""
-    told = image["bytes"] or f"{image['path']}:{Path(image['path']).stat().st_size}".encode()
-    return xxhash.xxh3_64_hexdigest(told)
+    """What tells an image from others."""
+    return xxhash.xxh3_64_hexdigest(image["bytes"] or Path(image["path"]).read_bytes())
 
 
 def held(rows: Dataset | None) -> np.ndarray:
@@ -141,14 +164,18 @@ def left_out(rows: Dataset | None, findings: Findings) -> Dataset | None:
     return rows.select(np.flatnonzero(~mask))
 
 
-def check(rows: Dataset, kind: str, processor: ProcessorMixin, max_length: int | None, findings: Findings) -> None:
-    """Render and process rows as TRL's collators do; what does not work or fit goes into `findings`."""
+def check(rows: Dataset, kind: str, processor: ProcessorMixin, max_length: int | None, findings: Findings) -> list[int]:
+    """Render and process rows as TRL's collators do; what does not work or fit goes into `findings`.
+
+    Returns the places of the rows that cannot be trained on.
+    """
+    refused = []
     from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 
-    for row in rows:
+    for place, row in enumerate(tqdm(rows, desc="trying the images", unit="row", delay=3, leave=False)):
         images = row["images"]
         if row["tools"]:  # TRL's collators for images give the template none
-            findings.add("tools_ignored", [row["origin"]], of=len(rows))
+            findings.add("tools_ignored", [row["origin"]])
         example = {"chat_template_kwargs": row["chat_template_kwargs"]}
         if ANSWERS[kind]:
             example["completion"] = prepare_multimodal_messages(row[ANSWERS[kind][0]])
@@ -160,10 +187,15 @@ def check(rows: Dataset, kind: str, processor: ProcessorMixin, max_length: int |
                 raise ValueError("it leaves the images out")
             ids = processor(images=[images] if images else None, text=[prompt], add_special_tokens=False)["input_ids"]
         except (TemplateError, ValueError, TypeError, AttributeError, KeyError, IndexError, OSError) as error:
-            findings.add("template_refuses", [row["origin"]], str(error).splitlines()[0][:200])
+            said_ = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            findings.leave_out(row["origin"], RowFault("template_refuses", said_), "")
+            refused.append(place)
             continue
         if max_length is not None and len(ids[0]) >= max_length:
-            findings.add("images_cut", [row["origin"]], f"a prompt of {len(ids[0]):,} tokens", of=len(rows))
+            detail = f"a prompt of {len(ids[0]):,} tokens"
+            findings.leave_out(row["origin"], RowFault("images_cut", detail), "")
+            refused.append(place)
+    return refused
 
 
 def without_images(prompt: Messages) -> Messages:

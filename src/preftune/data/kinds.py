@@ -47,7 +47,7 @@ KINDS = {
     ),
     "repeated_prompt": note("both answers repeated the prompt at their start; it was cut off", "none needed"),
     "images": error("images that cannot be read here", f"leave them unread: data.columns={{images: null}}; or {SKIP}"),
-    "images_cut": error("the prompt and its images fill train.max_length", "raise train.max_length"),
+    "images_cut": error("the prompt and its images fill train.max_length", f"raise train.max_length, or {SKIP}"),
     "two_verdicts": error("verdicts that disagree", f"name the one that counts (data.verdict=COLUMN), or {SKIP}"),
     "unread_columns": note("columns that are not read", "name those that matter (data.columns), or put them in prompt"),
     "replacement_character": warning("text holds U+FFFD: it was decoded wrongly once", "decode the source again"),

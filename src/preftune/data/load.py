@@ -92,8 +92,7 @@ def load(data: DictConfig, view: str, tokenizer: Reader | None, max_length: int 
     told = f"{found.fingerprint}\n{view} {len(found.train)} {seed}"
     found.fingerprint = xxhash.xxh3_128_hexdigest(told.encode())
     if data.streaming:
-        found.train = stream(sources(data), view, seed, findings.skipped_file)
-        found.train = found.train if found.images else found.train.remove_columns("images")
+        found.train = stream(sources(data), view, seed, findings.skipped_file, found.images)
     keep = ("images",) if found.images else ()
     for name in ("train", "eval", "eval_pairs"):
         if (rows := getattr(found, name)) is not None and not isinstance(rows, IterableDataset):
@@ -188,9 +187,22 @@ def seen(
 ) -> None:
     """Try some rows of a set with images on the processor; its held-out pairs are TRL's to score, in evaluation."""
     found.eval_pairs = None
-    for rows in filter(None, (found.train, found.eval, *found.eval_sets.values())):
-        looked_at = token_checks.spread_over(rows, min(some or images.TRIED, images.TRIED))
-        images.check(looked_at, kind, processor, max_length, findings)
+    found.train = tried(found.train, kind, some, processor, max_length, findings)
+    found.eval = found.eval and tried(found.eval, kind, some, processor, max_length, findings)
+    for name, rows in found.eval_sets.items():
+        found.eval_sets[name] = rows and tried(rows, kind, some, processor, max_length, findings)
+
+
+def tried(
+    rows: Dataset, kind: str, some: int | None, processor: ProcessorMixin, max_length: int | None, findings: Findings
+) -> Dataset:
+    """The rows that can be trained on: all are tried where bad ones are left out, else some, for one ends the run."""
+    if findings.skipping:
+        bad = images.check(rows, kind, processor, max_length, findings)
+        return rows.select(np.setdiff1d(np.arange(len(rows)), bad)) if bad else rows
+    looked_at = token_checks.spread_over(rows, min(some or images.TRIED, images.TRIED))
+    images.check(looked_at, kind, processor, max_length, findings)
+    return rows
 
 
 def gathered(
@@ -275,8 +287,13 @@ def demonstrations(
     if shown is None:
         findings.stop_on_errors()
         raise DataError(f"data.sft_path={tables[0].source.line()}: no usable demonstrations")
-    if tokenizer is not None and not images.sees(tokenizer):
+    if images.sees(tokenizer):
+        shown = tried(shown, DEMONSTRATIONS, data.token_rows, tokenizer, max_length, findings)
+    elif tokenizer is not None:
         shown = token_checks.accepted(images.left_out(shown, findings), DEMONSTRATIONS, tokenizer, findings)
         looked_at = token_checks.spread_over(shown, data.token_rows)
         token_checks.check(looked_at, DEMONSTRATIONS, tokenizer, max_length, findings)
+    if not len(shown):
+        findings.stop_on_errors()
+        raise DataError(f"data.sft_path={tables[0].source.line()}: no usable demonstrations")
     return shown

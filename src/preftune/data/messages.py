@@ -108,11 +108,12 @@ def of_parts(content: list, where: str) -> list[dict]:
     """
     found = []
     for part in content:
-        if isinstance(part, dict) and isinstance(part.get("text"), str):
+        if isinstance(part, dict) and part.get("type") in PICTURES:
+            address = f"data:;base64,{part['base64']}" if part.get("base64") else None
+            inside = [part[name] for name in ("image", "image_url", "path", "url") if part.get(name)] or [address]
+            found.append({"type": "image"} | ({"image": inside[0]} if inside[0] else {}))
+        elif isinstance(part, dict) and isinstance(part.get("text"), str):
             found.append({"type": "text", "text": part["text"]})
-        elif isinstance(part, dict) and part.get("type") in PICTURES:
-            inside = [part[name] for name in ("image", "image_url", "path", "url", "base64") if part.get(name)]
-            found.append({"type": "image"} | ({"image": inside[0]} if inside else {}))
         else:
             raise RowFault("images", f"{where} holds more than texts and images")
     return found

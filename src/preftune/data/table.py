@@ -129,10 +129,10 @@ class Table:
         return {"tools": tools, "chat_template_kwargs": self.source.chat_template_kwargs | given}
 
     def folders(self, read: Read) -> list[Path]:
-        """Where the files that a row names may lie: beside its own file, else from where the command was typed."""
+        """Where the files that a row names may lie: beside its own, in the folder of data.path, or here."""
         place = Path(self.source.path).expanduser()
-        base = place if place.is_dir() else place.parent
-        return [base / Path(read.origin).parent, base, Path.cwd()]
+        found = (read.folder, place if place.is_dir() else None, Path.cwd())
+        return [folder for folder in found if folder]
 
     def margin(self, row: dict) -> dict[str, float]:
         """By how much the chosen answer is better, where that is read; 0 where the row does not say."""

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from preftune.config.errors import UserError
 from preftune.config.files import write_json
-from preftune.data.findings import Findings
+from preftune.data.findings import DataError, Findings
 from preftune.data.load import load as load_data
 from preftune.data.shapes import DEMONSTRATIONS, PAIRS
 from preftune.data.token_checks import answered, sequences, tokenized
@@ -167,7 +167,15 @@ def held_out(cfg: DictConfig, teacher: Subject, tokenizer: PreTrainedTokenizerBa
         settings = OmegaConf.merge(subjects.base().data, teacher.cfg.data, {"skipped_file": None})
         settings.eval_sets = {}
         view, seed = teacher.cfg.loss.view, teacher.cfg.train.seed
-        found = load_data(settings, view=view, tokenizer=tokenizer, max_length=length, seed=seed).eval_pairs
+        try:
+            found = load_data(settings, view=view, tokenizer=tokenizer, max_length=length, seed=seed).eval_pairs
+        except DataError as error:
+            if not any(each.code == "images" for each in error.findings):
+                raise
+            raise EvaluationError(
+                f"{teacher.name} holds out rows with images, which are not evaluated here: TRL's own figures of them "
+                "are in its metrics.jsonl; eval_data=FILE names pairs of text"
+            ) from None
     if found is None or not len(found):
         raise EvaluationError(f"{teacher.name} held no pairs out (data.eval_split, data.eval_fraction): eval_data=FILE")
     return HeldOut(found.select(range(min(len(found), cfg.max_pairs or len(found)))), shown, length)

@@ -86,6 +86,11 @@ def load_processor(model: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Pro
     return found
 
 
+def section(path: str, revision: str | None = None) -> DictConfig:
+    """A `model` section that names a model and asks for nothing else."""
+    return OmegaConf.create({"path": path, "revision": revision, "trust_remote_code": False, "chat_template": None})
+
+
 def load_model(model: DictConfig, lora: DictConfig, use_cpu: bool, task: str | None = None) -> PreTrainedModel:
     """The model in `model.dtype`, or in 4 or 8 bits where `lora.quantization` says so; not yet wrapped by PEFT.
 
@@ -217,9 +222,9 @@ def load_reward_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     folders = (Path(path) / "model", Path(path))
     names = ("config.json", "adapter_config.json")
     found = next((str(folder) for folder in folders if any((folder / name).exists() for name in names)), path)
-    section = OmegaConf.create({"path": found, "revision": None, "trust_remote_code": False})
-    model = _from_pretrained(reward_model, section, new_head=False, dtype=torch.float32)
-    return model.eval(), _from_pretrained(tokenizer_of, section)
+    named = section(found)
+    model = _from_pretrained(reward_model, named, new_head=False, dtype=torch.float32)
+    return model.eval(), _from_pretrained(tokenizer_of, named)
 
 
 def class_of(config: PreTrainedConfig) -> type | None:

@@ -74,7 +74,7 @@ def evaluated(progress: Progress, name: str) -> None:
     from preftune.evaluate import evaluation
 
     if not list(progress.summaries.values())[-1]["snapshots"]:
-        print("evaluate: nothing is held out (data.eval_split, data.eval_fraction)")
+        print("evaluate: no pairs of text are held out (data.eval_split, data.eval_fraction)")
         return
     output, asked = progress.run / "evaluation", OmegaConf.to_container(progress.cfg.pipeline.evaluate, resolve=True)
     made_of = {"model": lineage.artifact(progress.result).digest, **asked}

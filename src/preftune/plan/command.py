@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from preftune.config.errors import UserError, brief
 from preftune.config.processes import processes, sharding_engine
+from preftune.data import images
 from preftune.data.load import load
 from preftune.data.sources import sources
 from preftune.models.load import load_tokenizer, location
@@ -72,6 +74,8 @@ def planned(cfg: DictConfig) -> Plan:
         return plan(cfg, **together)
     given = OmegaConf.merge(cfg.data, {"on_bad_rows": "skip", "skipped_file": os.devnull})
     data = load(given, view=cfg.loss.view, tokenizer=None, max_length=cfg.train.max_length, seed=cfg.train.seed)
+    if images.held(data.train).any():
+        print("images are left out of this plan: it counts the text of their rows alone", file=sys.stderr)
     return plan(cfg, data, tokenizer, **together)
 
 
