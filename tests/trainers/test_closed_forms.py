@@ -2,7 +2,6 @@
 
 import inspect
 from pathlib import Path
-from types import SimpleNamespace
 
 import closed_forms
 import pytest
@@ -13,6 +12,7 @@ from hydra import compose, initialize_config_module
 from hydra.utils import get_class
 
 from preftune.config.stages import RESERVED
+from preftune.data.load import Data
 from preftune.runs.training import build_trainer
 
 OTHERS = ("reward", "rloo", "grpo", "online_dpo")  # test_rewards.py compares these with TRL
@@ -57,7 +57,7 @@ def config(*overrides: str):
 def trainer_of(cfg, output_dir):
     """The trainer that preftune builds from `cfg`, on the eight pairs."""
     cfg.output_dir = str(output_dir)
-    return build_trainer(cfg, SimpleNamespace(train=rows(cfg.loss.view), eval=None, eval_sets={}, kto_weights=None))
+    return build_trainer(cfg, Data(train=rows(cfg.loss.view)))
 
 
 def closed_form(name: str, loss, batch: dict, policy, reference) -> torch.Tensor:
