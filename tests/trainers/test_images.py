@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 import vision
 from datasets import Dataset, Image
-from transformers import AutoProcessor
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import DPOTrainer, KTOTrainer, SFTTrainer
 
 from preftune.data.findings import DataError
-from preftune.models.load import load_model, load_tokenizer
+from preftune.models.load import ModelError, load_model, load_tokenizer
 from preftune.pipeline.run import run_stages
 from preftune.runs.training import build_trainer, stage
 from preftune.trainers import build
@@ -163,6 +164,8 @@ def test_a_run_on_images_ends_well_and_its_model_loads(run, pictures, capsys):
         ({"images": ["gone.png"]}, "there is no file 'gone.png'"),
         ({"images": ["https://example.org/a.png"]}, "' is an address: download"),
         ({"images": ["rows.jsonl"]}, "cannot be opened"),
+        ({"images": [{"image_url": 5}]}, "neither a file nor an image"),
+        ({"images": [{"image_url": None}]}, "neither a file nor an image"),
         ({"prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "image"}]}]}, "no image for it"),
         ({"chosen": [{"role": "assistant", "content": [{"type": "image", "image": "0.png"}]}]}, "answers are texts"),
         ({"prompt": [{"role": "user", "content": [{"type": "audio"}]}]}, "more than texts and images"),
@@ -249,3 +252,15 @@ def test_same_words_about_other_images_are_other_prompts(run, pictures):
     found = build.load_data(cfg, load_tokenizer(cfg.model)).findings
     counted = {each.code: each.count for each in found}
     assert counted["contradictory_pairs"] == 2 and not counted.keys() & {"few_prompts", "duplicate_rows"}
+
+
+def test_an_adapter_whose_base_is_gone_is_an_answer_of_the_models_loading(run, pictures, models, tmp_path):
+    base = AutoModelForImageTextToText.from_pretrained(models["llava"])
+    adapter = get_peft_model(base, LoraConfig(target_modules=r".*language_model.*q_proj"))
+    adapter.peft_config["default"].base_model_name_or_path = str(tmp_path / "gone")
+    adapter.save_pretrained(tmp_path / "adapter")
+    AutoProcessor.from_pretrained(models["llava"]).tokenizer.save_pretrained(tmp_path / "adapter")
+    cfg = run("dpo", [row | {"images": []} for row in pictures])
+    cfg.model.path = str(tmp_path / "adapter")
+    with pytest.raises(ModelError, match="is an adapter over .*gone"):
+        build_trainer(cfg)

@@ -17,15 +17,16 @@ from datasets import Dataset, Image, List
 from jinja2 import TemplateError
 from tqdm.auto import tqdm
 
+from preftune.config.errors import brief
 from preftune.data.findings import Findings, RowFault
-from preftune.data.messages import Messages, said
+from preftune.data.messages import Messages
 from preftune.data.shapes import ANSWERS
 
 if TYPE_CHECKING:  # data is read without torch
     from transformers import ProcessorMixin
 
 COLUMN = List(Image())
-WITHIN = ("bytes", "path", "url")  # where a mapping holds its image
+WITHIN = ("image_url", "bytes", "path", "url")  # where a mapping holds its image
 LOSSLESS = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # modes of Pillow's that a PNG holds
 MARK = "<image>"  # how LLaVA's and other data say in a text where an image stands
 TRIED = 64  # rows whose images are processed before a run
@@ -44,14 +45,13 @@ def placed(row: dict, given: object, kind: str, folders: Callable[[], list[Path]
     """
     listed = given if isinstance(given, list) else [given]
     waiting, prompt = [each for each in listed if each is not None and each != ""], row["prompt"]
-    if waiting and any(MARK in said(turn) for turn in prompt):
-        prompt = [turn | {"content": marked(turn["content"])} if is_text(turn) else turn for turn in prompt]
-    if any(isinstance(turn.get("content"), list) for name in ANSWERS[kind] for turn in row[name]):
+    if any(parts(turn) for name in ANSWERS[kind] for turn in row[name]):
         raise RowFault("images", "an answer holds images, and answers are texts")
-    inside = [part for turn in prompt for part in parts(turn) if part["type"] == "image"]
-    if not waiting and not inside:
+    if not waiting and not any(map(parts, prompt)):
         return {"images": []}
-    if waiting and all("image" in part for part in inside):
+    # every turn of the user in parts: TRL would put images into the first that is a text
+    prompt = [turn | {"content": marked(turn["content"])} if is_text(turn) else turn for turn in prompt]
+    if waiting and all("image" in part for turn in prompt for part in parts(turn) if part["type"] == "image"):
         prompt = first_of_user(prompt, [{"type": "image"} for _ in waiting])
     images: list[dict] = []
 
@@ -60,11 +60,10 @@ def placed(row: dict, given: object, kind: str, folders: Callable[[], list[Path]
             return part
         if "image" not in part and not waiting:
             raise RowFault("images", "the prompt has a place for an image, and the row no image for it")
-        images.append(stored(part["image"] if "image" in part else waiting.pop(0), folders))
-        return {"type": "image", "id": mark(images[-1])}
+        image, content = stored(part["image"] if "image" in part else waiting.pop(0), folders)
+        images.append(image)
+        return {"type": "image", "id": xxhash.xxh3_64_hexdigest(content)}
 
-    # every turn of the user in parts: TRL would put images into the first that is a text
-    prompt = [turn | {"content": marked(turn["content"])} if is_text(turn) else turn for turn in prompt]
     prompt = [turn | {"content": list(map(filled, content))} if (content := parts(turn)) else turn for turn in prompt]
     if waiting:
         raise RowFault("images", f"the row has {len(waiting)} images more than its prompt has places")
@@ -93,35 +92,35 @@ def first_of_user(prompt: Messages, images: list[dict]) -> Messages:
     at = next((place for place, turn in enumerate(prompt) if turn["role"] == "user"), None)
     if at is None:
         raise RowFault("images", "the row has images, and no turn of the user where they could stand")
-    content = parts(prompt[at]) or [{"type": "text", "text": prompt[at]["content"]}]
-    return [*prompt[:at], prompt[at] | {"content": images + content}, *prompt[at + 1 :]]
+    return [*prompt[:at], prompt[at] | {"content": images + parts(prompt[at])}, *prompt[at + 1 :]]
 
 
-def stored(value: Any, folders: Callable[[], list[Path]]) -> dict:
-    """An image as `datasets.Image` keeps it, {bytes, path}: a file, bytes, a data: address or a picture of Pillow's.
+def stored(value: Any, folders: Callable[[], list[Path]]) -> tuple[dict, bytes]:
+    """An image as `datasets.Image` keeps it, {bytes, path}, and its bytes.
 
+    It is given as a file, bytes, a data: address or a picture of Pillow's, or as a mapping that holds one of them.
     Raises RowFault where it is none of them, or cannot be opened.
     """
-    if isinstance(value, dict):
-        inside = value.get("image_url", value)
-        value = inside if isinstance(inside, str) else next((inside[n] for n in WITHIN if inside.get(n)), None)
-    found: Path | bytes
+    while isinstance(value, dict):
+        value = next((value[name] for name in WITHIN if value.get(name)), None)
+    path: Path | None = None
     try:
         if isinstance(value, str) and value.startswith("data:"):
-            found = base64.b64decode(value.partition(",")[2], validate=True)
+            content = base64.b64decode(value.partition(",")[2], validate=True)
         elif isinstance(value, str) and "://" in value.removeprefix("file://"):
             raise RowFault("images", f"{value[:60]!r} is an address: download the image, and name the file")
         elif isinstance(value, str):
-            found = file_in(folders(), value.removeprefix("file://"))
+            path = file_in(folders(), value.removeprefix("file://"))
+            content = path.read_bytes()
         elif isinstance(value, PIL.Image.Image):
             buffer = io.BytesIO()
             value.save(buffer, "PNG" if value.mode in LOSSLESS else "TIFF")
-            found = buffer.getvalue()
+            content = buffer.getvalue()
         elif isinstance(value, bytes):
-            found = value
+            content = value
         else:
             raise RowFault("images", f"{str(value)[:60]!r} is neither a file nor an image")
-        with PIL.Image.open(io.BytesIO(found.read_bytes() if isinstance(found, Path) else found)) as picture:
+        with PIL.Image.open(io.BytesIO(content)) as picture:
             picture.load()  # one that was cut short would end the training in the middle
     except RowFault:
         raise
@@ -130,7 +129,7 @@ def stored(value: Any, folders: Callable[[], list[Path]]) -> dict:
         raise RowFault("images", f"an image cannot be opened: {what[:120]} are in no known format") from None
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise RowFault("images", f"an image cannot be opened: {str(error).splitlines()[0][:120]}") from None
-    return {"bytes": None, "path": str(found)} if isinstance(found, Path) else {"bytes": found, "path": None}
+    return {"bytes": None if path else content, "path": path and str(path)}, content
 
 
 def file_in(folders: list[Path], name: str) -> Path:
@@ -139,11 +138,6 @@ def file_in(folders: list[Path], name: str) -> Path:
         if (path := (folder / os.path.expanduser(name)).resolve()).is_file():
             return path
     raise RowFault("images", f"there is no file {name!r} (looked in {', '.join(map(str, dict.fromkeys(folders)))})")
-
-
-def mark(image: dict) -> str:
-    """What tells an image from others."""
-    return xxhash.xxh3_64_hexdigest(image["bytes"] or Path(image["path"]).read_bytes())
 
 
 def held(rows: Dataset | None) -> np.ndarray:
@@ -169,9 +163,9 @@ def check(rows: Dataset, kind: str, processor: ProcessorMixin, max_length: int |
 
     Returns the places of the rows that cannot be trained on.
     """
-    refused = []
     from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 
+    refused = []
     for place, row in enumerate(tqdm(rows, desc="trying the images", unit="row", delay=3, leave=False)):
         images = row["images"]
         if row["tools"]:  # TRL's collators for images give the template none
@@ -187,8 +181,7 @@ def check(rows: Dataset, kind: str, processor: ProcessorMixin, max_length: int |
                 raise ValueError("it leaves the images out")
             ids = processor(images=[images] if images else None, text=[prompt], add_special_tokens=False)["input_ids"]
         except (TemplateError, ValueError, TypeError, AttributeError, KeyError, IndexError, OSError) as error:
-            said_ = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            findings.leave_out(row["origin"], RowFault("template_refuses", said_), "")
+            findings.leave_out(row["origin"], RowFault("template_refuses", brief(error)), "")
             refused.append(place)
             continue
         if max_length is not None and len(ids[0]) >= max_length:

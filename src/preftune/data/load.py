@@ -284,16 +284,13 @@ def demonstrations(
         raise DataError("data.sft_fraction mixes whole sets; write data.streaming=false")
     tables = [table(each, findings) for each in sources(data, "sft_path")]
     shown = combined([views.view(each.rows, each.kind, SHOWN, findings) for each in tables if len(each.rows)])
-    if shown is None:
-        findings.stop_on_errors()
-        raise DataError(f"data.sft_path={tables[0].source.line()}: no usable demonstrations")
-    if images.sees(tokenizer):
+    if shown is not None and images.sees(tokenizer):
         shown = tried(shown, DEMONSTRATIONS, data.token_rows, tokenizer, max_length, findings)
-    elif tokenizer is not None:
+    elif shown is not None and tokenizer is not None:
         shown = token_checks.accepted(images.left_out(shown, findings), DEMONSTRATIONS, tokenizer, findings)
         looked_at = token_checks.spread_over(shown, data.token_rows)
         token_checks.check(looked_at, DEMONSTRATIONS, tokenizer, max_length, findings)
-    if not len(shown):
+    if not shown:
         findings.stop_on_errors()
         raise DataError(f"data.sft_path={tables[0].source.line()}: no usable demonstrations")
     return shown

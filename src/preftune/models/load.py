@@ -67,11 +67,16 @@ def tokenizer_of(path: str, revision: str | None = None, trust_remote_code: bool
 def load_processor(model: DictConfig, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin | PreTrainedTokenizerBase:
     """What makes images and text the model's inputs, over this tokenizer; the tokenizer itself where it sees none.
 
-    A processor that cannot be had is said in a line: text trains without one.
+    A processor that cannot be had is said in a line: text trains without one. What is wrong with the model itself is
+    said where it is loaded.
     """
-    path, revision, code = location(model), model.revision, model.trust_remote_code
-    path, revision = adapters.base_of(path, revision) or (path, revision)
-    if not hasattr(AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=code), "vision_config"):
+    code = model.trust_remote_code
+    try:
+        path, revision = adapters.whole(location(model), model.revision)
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=code)
+    except (OSError, ValueError):
+        return tokenizer
+    if not hasattr(config, "vision_config"):
         return tokenizer
     try:
         found = AutoProcessor.from_pretrained(path, revision=revision, trust_remote_code=code)
@@ -84,6 +89,12 @@ def load_processor(model: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Pro
     if model.chat_template is not None or not found.chat_template:
         found.chat_template = tokenizer.chat_template
     return found
+
+
+def save_tokenizer(model: DictConfig, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Save the tokenizer, and with it the processor of a model that sees images, under the tokenizer's template."""
+    for each in dict.fromkeys((load_processor(model, tokenizer), tokenizer)):  # the last one's template stays
+        each.save_pretrained(folder)
 
 
 def section(path: str, revision: str | None = None) -> DictConfig:

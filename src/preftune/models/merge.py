@@ -9,7 +9,7 @@ from peft import PeftConfig
 from transformers import AutoTokenizer
 
 from preftune.models.adapters import with_adapter
-from preftune.models.load import in_few_bits, load_processor, section, whole_model
+from preftune.models.load import in_few_bits, save_tokenizer, section, whole_model
 from preftune.models.tokenizer import carry
 
 
@@ -26,9 +26,7 @@ def merge(adapter: str | Path, target: str | Path, dtype: str = "float32", quant
     base = whole_model(trained.base_model_name_or_path, revision=trained.revision, **options)
     merged, tokenizer = with_adapter(base, adapter), AutoTokenizer.from_pretrained(adapter)
     carry(tokenizer, merged)
-    reader = load_processor(section(trained.base_model_name_or_path, trained.revision), tokenizer)
     scratch = Path(tempfile.mkdtemp(prefix=".merge-", dir=Path(target).parent))
     merged.save_pretrained(scratch)
-    for each in dict.fromkeys((reader, tokenizer)):  # a processor would write its own template over the run's
-        each.save_pretrained(scratch)
+    save_tokenizer(section(trained.base_model_name_or_path, trained.revision), tokenizer, scratch)
     os.replace(scratch, target)

@@ -19,11 +19,11 @@ from preftune.models.adapters import with_adapter
 from preftune.models.load import (
     load_adapter,
     load_model,
-    load_processor,
     load_reward_model,
     load_tokenizer,
     location,
     quiet,
+    save_tokenizer,
 )
 from preftune.models.tokenizer import PROBE, carry, stop_tokens, token_ids
 from preftune.report import model_card
@@ -155,8 +155,7 @@ def save_merged(subject: Subject, folder: Path, dtype: str, base: str, check: Ch
     model.to(getattr(torch, dtype))
     carry(tokenizer, model)
     model.save_pretrained(folder)
-    for each in dict.fromkeys((load_processor(subject.start, tokenizer), tokenizer)):
-        each.save_pretrained(folder)
+    save_tokenizer(subject.start, tokenizer, folder)
     size = model.num_parameters() / 1e6
     del model
     again = whole_at(folder, subject, dtype)
@@ -189,9 +188,7 @@ def save_adapter(subject: Subject, folder: Path, check: Check) -> str:
     base = str(Path(base).resolve()) if Path(base).exists() else base
     settings |= {"base_model_name_or_path": base, "revision": subject.base.revision}
     (folder / ADAPTER).write_text(json.dumps(settings, indent=2), encoding="utf-8")
-    tokenizer = subject.tokenizer()
-    for each in dict.fromkeys((load_processor(subject.start, tokenizer), tokenizer)):
-        each.save_pretrained(folder)
+    save_tokenizer(subject.start, subject.tokenizer(), folder)
     saved = OmegaConf.merge(subject.base, {"path": str(folder), "revision": None})
     loaded = on_device(load_adapter(saved, subject.lora, use_cpu()))
     check.ask("saved adapter's", loaded, load_tokenizer(base_model(str(folder))), HALF if subject.bf16 else EXACT)

@@ -82,7 +82,7 @@ def evaluated(progress: Progress, name: str) -> None:
         return
     output.mkdir(exist_ok=True)
     names = list(progress.summaries)
-    names = [names[0], names[-1]] if asked.pop("first_stage") else names[-1:]
+    names = [names[0], names[-1]] if asked.pop("first_stage", True) else names[-1:]
     models = [str(progress.run / name) for name in dict.fromkeys(names)]
     own = {"models": models, "output": str(output / "evaluation.json")}
     print(evaluation.run(OmegaConf.merge(defaults("evaluate"), asked, own)))
