@@ -61,7 +61,8 @@ class Child:
 
     def __init__(self, case: Case, path: str, steps: int, log, what: str = "timed"):
         command = [sys.executable, "-m", "benchmarks.paths", json.dumps(asdict(case)), path, str(steps), what]
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "CI": "1"}
+        pages = {"THP_MEM_ALLOC_ENABLE": str(int(path == "preftune"))}  # which preftune's import would set for all
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "CI": "1"} | pages
         self.path, self.left, self.seconds, self.peaks = path, steps, [], []
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
