@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 
 from preftune.config import check, schema
 from preftune.config.check import ConfigError
@@ -224,3 +225,14 @@ def test_files_that_are_not_there_are_named(told, tmp_path):
     found = told(f"data.path={tmp_path}/pref.jsonl")
     assert found == {"data.path": f"there is no pref.jsonl in {tmp_path}; did you mean {tmp_path}/prefs.jsonl?"}
     assert told("model=path", "model.path=./gone")["model.path"].startswith("there is no gone in ")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key", "adapter"),
+    [("dpo", "train", 2e-5), ("sft", "train", 2e-4), ("sft_dpo", "sft.train", 2e-4), ("orpo", "train", 8e-5)],
+)
+def test_every_weight_learns_at_a_tenth_of_the_rate_of_an_adapter(recipe, key, adapter):
+    for lora, wanted in (("lora", adapter), ("none", adapter / 10)):
+        assert OmegaConf.select(composed(f"lora={lora}", recipe=recipe), f"{key}.learning_rate") == pytest.approx(wanted)
+    given = composed("lora=none", f"{key}.learning_rate=3e-6", recipe=recipe)
+    assert OmegaConf.select(given, f"{key}.learning_rate") == 3e-6

@@ -70,7 +70,7 @@ def step_of(name: str, cfg: DictConfig) -> Callable[[Progress, str], None]:
 
 
 def evaluated(progress: Progress, name: str) -> None:
-    """Score the result of the last training stage, and of the first one, beside a reference, into <run>/evaluation/."""
+    """Score the result of the last training stage beside its reference, into <run>/evaluation/."""
     from preftune.evaluate import evaluation
 
     if not list(progress.summaries.values())[-1]["snapshots"]:
@@ -81,10 +81,7 @@ def evaluated(progress: Progress, name: str) -> None:
     if not needed(output, made_of) or not main_process():
         return
     output.mkdir(exist_ok=True)
-    names = list(progress.summaries)
-    names = [names[0], names[-1]] if asked.pop("first_stage", True) else names[-1:]
-    models = [str(progress.run / name) for name in dict.fromkeys(names)]
-    own = {"models": models, "output": str(output / "evaluation.json")}
+    own = {"models": [str(progress.run / list(progress.summaries)[-1])], "output": str(output / "evaluation.json")}
     print(evaluation.run(OmegaConf.merge(defaults("evaluate"), asked, own)))
     lineage.record(output, made_of, Artifact(str(output), checkpoints.digest(output / "evaluation.json")))
 

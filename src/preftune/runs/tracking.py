@@ -122,7 +122,7 @@ class Pace(TrainerCallback):
     `seconds` is None until that is known, and in runs too short to say. The first step, which is slow, is left out.
     """
 
-    LEAST, MOST = 3, 20  # steps that are measured: a tenth of all
+    LEAST, MOST = 2, 20  # steps that are measured: a tenth of all
 
     def __init__(self):
         self.first, self.since, self.seconds = 0, 0.0, None
