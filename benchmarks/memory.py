@@ -2,15 +2,12 @@
 
 Each run is a process of its own: rows of one length are loaded, the plan is made, then the model is loaded and trained
 for two steps, the reference pass included. Measured is the highest resident memory above that of the process before the
-model: once with glibc told to give back what is freed, so that it is what PyTorch holds, beside the plan without
-`other`; and once as a user's run has it, beside the total. Writes benchmarks/results/memory.json and the table of
-docs/plan.md.
+model. Writes benchmarks/results/memory.json and the table of docs/plan.md.
 """
 
 import argparse
 import dataclasses
 import json
-import os
 import random
 import subprocess
 import sys
@@ -22,7 +19,6 @@ PAGE = Path(__file__).parents[1] / "docs" / "plan.md"
 MARKS = ("<!-- table: python -m benchmarks.memory -->", "<!-- end of table -->")
 FIXED = ["hardware=cpu", "tracking=none", "data=file", "data.eval_fraction=0", "train.max_steps=2", "samples=0"]
 ROWS = 8
-GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072"}  # each larger tensor mapped by itself, unmapped when freed
 BIG, GPT2, TINY = "model=smollm2", "model=path", "model=tiny"
 BATCH_2, BATCH_4 = "hardware.per_device_train_batch_size=2", "hardware.per_device_train_batch_size=4"
 FLOAT32, CHECKPOINTED = "hardware.bf16=false", "hardware.gradient_checkpointing=true"
@@ -110,7 +106,7 @@ def measure(recipe: str, overrides: list[str], only_plan: bool) -> None:
     print("FOUND", json.dumps(found), flush=True)
 
 
-def run(case: tuple, folder: Path, only_plan: bool = False, **environment: str) -> dict:
+def run(case: tuple, folder: Path, only_plan: bool = False) -> dict:
     """One case in a process of its own."""
     recipe, prompt, answer, overrides = case
     given = [*overrides, f"data.path={rows(folder, prompt, answer)}", f"output_dir={folder / 'run'}"]
@@ -118,35 +114,30 @@ def run(case: tuple, folder: Path, only_plan: bool = False, **environment: str) 
     if GPT2 in overrides:
         given.append(f"model.path={folder / 'gpt2'}")
     command = [sys.executable, "-m", "benchmarks.memory", *(["--plan"] if only_plan else []), "--one", recipe, *given]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    done = subprocess.run(command, capture_output=True, text=True)
     line = next((line for line in done.stdout.splitlines() if line.startswith("FOUND")), None)
     if line is None:
         raise SystemExit(f"{command}\n{done.stdout}\n{done.stderr}")
     return {"recipe": recipe, "prompt": prompt, "answer": answer, "overrides": overrides} | json.loads(line[6:])
 
 
-def errors(row: dict) -> tuple[float, float]:
-    """How far the plan is from what is held, and from what is resident, relative to these."""
-    total, other = row["planned"]["memory_gb"]["total"], row["planned"]["memory_gb"]["other"]
-    return (total - other) / row["held"] - 1, total / row["resident"] - 1
+def error(row: dict) -> float:
+    """How far the plan is from what was measured, relative to that."""
+    return row["planned"]["memory_gb"]["total"] / row["measured"] - 1
 
 
 def table(found: list[dict]) -> list[str]:
     """The table of docs/plan.md."""
-    lines = ["| recipe | prompt + answer | settings | held | planned | | resident | planned | |", "|---" * 9 + "|"]
+    lines = ["| recipe | prompt + answer | settings | measured | planned | |", "|---" * 6 + "|"]
     for row in found:
         said = " ".join(each.rpartition("hardware.")[2] for each in row["overrides"])
         said = said.replace("per_device_train_batch_size", "batch").replace("model=path", "gpt2's shape")
-        total, other = row["planned"]["memory_gb"]["total"], row["planned"]["memory_gb"]["other"]
-        held, resident = errors(row)
         lines.append(
-            f"| {row['recipe']} | {row['prompt']} + {row['answer']} | {said} | {row['held']:.2f} | {total - other:.2f} "
-            f"| {held:+.0%} | {row['resident']:.2f} | {total:.2f} | {resident:+.0%} |"
+            f"| {row['recipe']} | {row['prompt']} + {row['answer']} | {said} | {row['measured']:.2f} "
+            f"| {row['planned']['memory_gb']['total']:.2f} | {error(row):+.0%} |"
         )
-    worst = [max((errors(row)[i] for row in found), key=abs) for i in (0, 1)]
-    close = [sum(abs(errors(row)[i]) <= 0.15 for row in found) for i in (0, 1)]
-    said = [f"{close[i]} within 15%, the worst {worst[i]:+.0%}" for i in (0, 1)]
-    return [*lines, "", f"{len(found)} runs, in GB. Held: {said[0]}. Resident: {said[1]}."]
+    close, worst = sum(abs(error(row)) <= 0.15 for row in found), max(map(error, found), key=abs)
+    return [*lines, "", f"{len(found)} runs, in GB: {close} within 15%, the worst {worst:+.0%}."]
 
 
 def publish(page: Path, marks: tuple[str, str], lines: list[str]) -> None:
@@ -160,29 +151,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--one", nargs="+", help="a recipe and its overrides, in this process")
     parser.add_argument("--plan", action="store_true", help="plan the measured runs anew, and train none")
-    parser.add_argument("--held", action="store_true", help="measure what is held alone, and keep what was resident")
     args = parser.parse_args()
     if args.one:
         return measure(args.one[0], args.one[1:], args.plan)
-    before = json.loads(RESULTS.read_text()) if args.plan or args.held else []
+    before = json.loads(RESULTS.read_text()) if args.plan else []
     found = []
     with tempfile.TemporaryDirectory() as folder:
         gpt2(Path(folder))
         for number, case in enumerate(CASES):
-            row = run(case, Path(folder), args.plan, **GIVE_BACK)
-            row["held"] = before[number]["held"] if args.plan else row.pop("measured")
-            kept = args.plan or args.held
-            row["resident"] = before[number]["resident"] if kept else run(case, Path(folder))["measured"]
+            row = run(case, Path(folder), args.plan)
+            row["measured"] = before[number]["measured"] if args.plan else row["measured"]
             found.append(row)
             parts, at = row["planned"]["memory_gb"], row["planned"]["fullest_at"]
-            print(
-                number,
-                f"{row['held']:.2f} {row['resident']:.2f}",
-                parts,
-                *map("{:+.0%}".format, errors(row)),
-                at,
-                flush=True,
-            )
+            print(number, f"{row['measured']:.2f}", parts, f"{error(row):+.0%}", at, flush=True)
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     publish(PAGE, MARKS, table(found))
 

@@ -232,7 +232,9 @@ def test_files_that_are_not_there_are_named(told, tmp_path):
     [("dpo", "train", 2e-5), ("sft", "train", 2e-4), ("sft_dpo", "sft.train", 2e-4), ("orpo", "train", 8e-5)],
 )
 def test_every_weight_learns_at_a_tenth_of_the_rate_of_an_adapter(recipe, key, adapter):
-    for lora, wanted in (("lora", adapter), ("none", adapter / 10)):
-        assert OmegaConf.select(composed(f"lora={lora}", recipe=recipe), f"{key}.learning_rate") == pytest.approx(wanted)
-    given = composed("lora=none", f"{key}.learning_rate=3e-6", recipe=recipe)
-    assert OmegaConf.select(given, f"{key}.learning_rate") == 3e-6
+    def rate(*overrides):
+        return OmegaConf.select(composed(*overrides, recipe=recipe), f"{key}.learning_rate")
+
+    assert rate("lora=lora") == pytest.approx(adapter)
+    assert rate("lora=none") == pytest.approx(adapter / 10)
+    assert rate("lora=none", f"{key}.learning_rate=3e-6") == 3e-6

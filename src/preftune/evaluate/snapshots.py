@@ -29,11 +29,10 @@ def take_snapshot(name: str, trainer: Trainer, data: Data, cfg: DictConfig) -> S
     by_form = getattr(trainer, "form", None) is not None  # the fast forward scores, where it trains
     lend: Lend = "none" if by_form else "head"
     prompts = generation.prompts(data.eval_pairs, cfg.samples)
+    bf16 = bool(cfg.hardware.bf16)
     with sharding.whole(trainer.model):
-        scores = pairs.score(
-            trainer.model, tokenizer, data.eval_pairs, cfg.train.max_length, bool(cfg.hardware.bf16), lend
-        )
-        texts = generation.answers(trainer.model, tokenizer, prompts)
+        scores = pairs.score(trainer.model, tokenizer, data.eval_pairs, cfg.train.max_length, bf16, lend)
+        texts = generation.answers(trainer.model, tokenizer, prompts, bf16=bf16)
     return Snapshot(name, scores, {prompt[-1]["content"]: text for prompt, text in zip(prompts, texts, strict=True)})
 
 

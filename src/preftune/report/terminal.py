@@ -55,7 +55,7 @@ def table(summary: dict, run: Path) -> str:
         if (run / "evaluation").exists():
             lines.append(f"Next  python -m recipes.chat run={run} --compare   (beside what it started from)")
             if not (run / "exported").exists():
-                lines.append(f"      python -m recipes.export run={run} output=exported/{run.name}   (one model, to serve)")
+                lines.append(f"      python -m recipes.export run={run} output=exported/{run.name}   (to serve it)")
             lines.append("      python -m recipes.inspect_data data=file data.path=YOURS.jsonl   (your data)")
         console.print("\n".join(lines), highlight=False, soft_wrap=True)
     return captured.get()

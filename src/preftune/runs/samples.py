@@ -33,7 +33,7 @@ class Samples(TrainerCallback):
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step % self.run.cfg.sample_steps or not self.prompts:
             return
-        texts = generation.answers(model, self.tokenizer, self.prompts, TOKENS)
+        texts = generation.answers(model, self.tokenizer, self.prompts, TOKENS, bf16=args.bf16)
         rows = [
             {"step": state.global_step, "prompt": asked, "before": before, "answer": text, "tokens": self.count(text)}
             for (asked, before), text in zip(self.first.items(), texts, strict=True)
