@@ -11,8 +11,7 @@ TILE_COPIES = 7  # of a tile in float32 that its backward holds where there is n
 TILE_FORWARD = 4
 FULL_LOGITS = 3  # copies of all logits in float32 that ORPO and CPO hold on TRL's own path, beside those it returns
 CONTEXT = 0.8e9  # CUDA context, cuBLAS workspace, fragmentation of the allocator: assumed, measured on no card
-# On CPU: what glibc's allocator does not give back, beside a share of the activations. Fitted to runs (docs/plan.md)
-HOLES, STAYS = 0.25, 0.6e9
+STAYS = 0.5e9  # on CPU: what glibc's allocator does not give back, with tensors in huge pages. Fitted (docs/plan.md)
 MASTER = 12  # bytes per parameter of DeepSpeed's optimizer: its own float32 weights, and Adam's two states
 SHARDS = {  # what is divided by the number of devices
     "none": (),
@@ -51,8 +50,7 @@ def fullest(run: Training, feet: Footprint, batch: Batch) -> tuple[str, Parts]:
     if run.reference == "cached":
         scored = head(run, reference_batch(run, batch), learning=False)
         moments["reference pass"] = {"activations": feet.scoring, "logits": scored, "gradients": 0, "optimizer": 0}
-    moment, parts = max(((name, held | own) for name, own in moments.items()), key=lambda each: sum(each[1].values()))
-    return moment, parts if run.on_gpu else parts | {"other": HOLES * parts["activations"] + STAYS}
+    return max(((name, held | own) for name, own in moments.items()), key=lambda each: sum(each[1].values()))
 
 
 def states(run: Training) -> Parts:
@@ -71,7 +69,7 @@ def states(run: Training) -> Parts:
         "activations": 0,
         "logits": 0,
         "reference": weights if run.reference == "copy" else 0,
-        "other": CONTEXT if run.on_gpu else 0,
+        "other": CONTEXT if run.on_gpu else STAYS,
     }
 
 
