@@ -11,7 +11,9 @@ TILE_COPIES = 7  # of a tile in float32 that its backward holds where there is n
 TILE_FORWARD = 4
 FULL_LOGITS = 3  # copies of all logits in float32 that ORPO and CPO hold on TRL's own path, beside those it returns
 CONTEXT = 0.8e9  # CUDA context, cuBLAS workspace, fragmentation of the allocator: assumed, measured on no card
-STAYS = 0.5e9  # on CPU: what glibc's allocator does not give back, with tensors in huge pages. Fitted (docs/plan.md)
+# On CPU, fitted to runs (docs/plan.md): what libraries hold, and what glibc's allocator does not give back, half of the
+# activations until those are tensors so large that they have huge pages of their own
+STAYS, HOLES, MOST_HOLES = 0.2e9, 0.5, 0.35e9
 MASTER = 12  # bytes per parameter of DeepSpeed's optimizer: its own float32 weights, and Adam's two states
 SHARDS = {  # what is divided by the number of devices
     "none": (),
@@ -50,7 +52,8 @@ def fullest(run: Training, feet: Footprint, batch: Batch) -> tuple[str, Parts]:
     if run.reference == "cached":
         scored = head(run, reference_batch(run, batch), learning=False)
         moments["reference pass"] = {"activations": feet.scoring, "logits": scored, "gradients": 0, "optimizer": 0}
-    return max(((name, held | own) for name, own in moments.items()), key=lambda each: sum(each[1].values()))
+    moment, parts = max(((name, held | own) for name, own in moments.items()), key=lambda each: sum(each[1].values()))
+    return moment, parts if run.on_gpu else parts | {"other": STAYS + min(HOLES * parts["activations"], MOST_HOLES)}
 
 
 def states(run: Training) -> Parts:
@@ -69,7 +72,7 @@ def states(run: Training) -> Parts:
         "activations": 0,
         "logits": 0,
         "reference": weights if run.reference == "copy" else 0,
-        "other": CONTEXT if run.on_gpu else STAYS,
+        "other": CONTEXT if run.on_gpu else 0,
     }
 
 
