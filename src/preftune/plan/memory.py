@@ -13,7 +13,7 @@ FULL_LOGITS = 3  # copies of all logits in float32 that ORPO and CPO hold on TRL
 CONTEXT = 0.8e9  # CUDA context, cuBLAS workspace, fragmentation of the allocator: assumed, measured on no card
 # On CPU, fitted to runs (docs/plan.md): what libraries hold, and what glibc's allocator does not give back, half of the
 # activations until those are tensors so large that they have huge pages of their own
-STAYS, HOLES, MOST_HOLES = 0.2e9, 0.5, 0.35e9
+STAYS, HOLES, MOST_HOLES = 0.3e9, 0.5, 0.3e9
 MASTER = 12  # bytes per parameter of DeepSpeed's optimizer: its own float32 weights, and Adam's two states
 SHARDS = {  # what is divided by the number of devices
     "none": (),
