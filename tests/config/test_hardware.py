@@ -7,6 +7,7 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
+import preftune
 from preftune.config import hardware
 from preftune.config.hardware import cpu_has_bf16
 
@@ -107,3 +108,14 @@ def test_detection_leaves_torch_out():
     code = "import sys; from preftune.config import hardware; hardware.describe(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
     assert done.stdout.strip() == "False", done.stderr
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "1"), ("0", "0")])
+def test_tensors_lie_in_huge_pages_where_the_kernel_has_them(before, after):
+    if not preftune.PAGES.exists() or "[never]" in preftune.PAGES.read_text():
+        pytest.skip("this kernel has no huge pages for those who ask")
+    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    environment |= {} if before is None else {"THP_MEM_ALLOC_ENABLE": before}
+    code = "import os, preftune; print(os.environ['THP_MEM_ALLOC_ENABLE'])"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == after
