@@ -20,6 +20,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS.values(), ids=KINDS.keys())
 def test_what_trl_trains_is_trained_with_its_losses(name, tmp_path):
     row = matrix_row(name, tmp_path)

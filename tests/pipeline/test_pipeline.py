@@ -119,6 +119,7 @@ def test_an_unknown_stage_is_refused_with_what_there_is(composed):
         run_stages(composed("sft_dpo", "pipeline.stages=[sfft]"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", ["sft_ipo", "sft_kto", "sft_simpo", "orpo"])
 def test_every_list_of_stages_runs(composed, choice):
     cfg = composed("sft_dpo", f"pipeline={choice}", *STAGES)

@@ -78,6 +78,7 @@ def test_work_counts_what_pytorchs_own_counter_counts():
     assert drawn.flop == 2 * 4 * 8 * 16
 
 
+@pytest.mark.slow
 def test_pairs_are_made_from_prompts_and_a_scorer(typed, tmp_path):
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Why?"}\n{"prompt": "How?"}\n')
     (tmp_path / "rules.py").write_text("def letters(prompt, answer):\n    return float(len(set(answer)))\n")

@@ -193,6 +193,7 @@ with tracking.Tracker(OmegaConf.create(json.loads(sys.argv[1])), pathlib.Path("r
 """
 
 
+@pytest.mark.slow
 def test_a_kill_loses_at_most_about_a_second(no_keys):
     command = [sys.executable, "-c", KILLED, json.dumps(OmegaConf.to_container(settings()))]
     process = subprocess.Popen(command, cwd=no_keys, stdout=subprocess.PIPE)
