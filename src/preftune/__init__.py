@@ -1,5 +1,6 @@
 """preftune: align a language model with preferences, on TRL's trainers."""
 
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -10,5 +11,6 @@ logging.getLogger("bitsandbytes").setLevel(
 
 # CPU tensors in huge pages, as PyTorch decides at its first one: a third less memory, and faster (docs/performance.md)
 PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-if PAGES.exists() and "[never]" not in PAGES.read_text():
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+with contextlib.suppress(OSError):
+    if "[never]" not in PAGES.read_text() and not os.environ.get("THP_MEM_ALLOC_ENABLE"):
+        os.environ["THP_MEM_ALLOC_ENABLE"] = "1"

@@ -110,7 +110,7 @@ def test_detection_leaves_torch_out():
     assert done.stdout.strip() == "False", done.stderr
 
 
-@pytest.mark.parametrize(("before", "after"), [(None, "1"), ("0", "0")])
+@pytest.mark.parametrize(("before", "after"), [(None, "1"), ("", "1"), ("0", "0")])
 def test_tensors_lie_in_huge_pages_where_the_kernel_has_them(before, after):
     if not preftune.PAGES.exists() or "[never]" in preftune.PAGES.read_text():
         pytest.skip("this kernel has no huge pages for those who ask")

@@ -54,6 +54,7 @@ def test_what_the_project_ships_has_no_problem(recipe, override):
         (["+hardware.deepspeed={a: 1}"], "hardware.deepspeed", "is no configuration of DeepSpeed's"),
         (["+train.deepspeed=ds.json"], "train.deepspeed", "there is no file ds.json"),
         (["train.learning_rate=-1e-6"], "train.learning_rate", "at least 0"),
+        (["train.learning_rate=inf"], "train.learning_rate", "below inf"),
         (["loss.beta=0"], "loss.beta", "above 0, got 0; usual is 0.1"),
         (["train.max_length=0"], "train.max_length", "above 0"),
         (["train.max_steps=0"], "train.max_steps", "wants 1 or more steps"),
@@ -229,11 +230,20 @@ def test_files_that_are_not_there_are_named(told, tmp_path):
 
 @pytest.mark.parametrize(
     ("recipe", "key", "adapter"),
-    [("dpo", "train", 2e-5), ("sft", "train", 2e-4), ("sft_dpo", "sft.train", 2e-4), ("orpo", "train", 8e-5)],
+    [
+        ("dpo", "train", 2e-5),
+        ("sft", "train", 2e-4),
+        ("sft_dpo", "sft.train", 2e-4),
+        ("sft_dpo pipeline=orpo", "train", 8e-5),
+        ("orpo", "train", 8e-5),
+        ("plan", "sft.train", 2e-4),
+    ],
 )
 def test_every_weight_learns_at_a_tenth_of_the_rate_of_an_adapter(recipe, key, adapter):
+    recipe, *more = recipe.split()
+
     def rate(*overrides):
-        return OmegaConf.select(composed(*overrides, recipe=recipe), f"{key}.learning_rate")
+        return OmegaConf.select(composed(*more, *overrides, recipe=recipe), f"{key}.learning_rate")
 
     assert rate("lora=lora") == pytest.approx(adapter)
     assert rate("lora=none") == pytest.approx(adapter / 10)

@@ -1,5 +1,6 @@
 """Numbers that make no sense by themselves, and those that only one loss forbids."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -37,8 +38,8 @@ class Range:
 POSITIVE, AT_LEAST_1, NOT_NEGATIVE, SHARE = Range(above=0), Range(least=1), Range(least=0), Range(least=0, most=1)
 
 ARGUMENTS = {
-    "beta": Range(above=0, usual=0.1),
-    "learning_rate": Range(least=0, usual=5e-6),
+    "beta": Range(above=0, below=math.inf, usual=0.1),
+    "learning_rate": Range(least=0, below=math.inf, usual=5e-6),
     "max_length": Range(above=0, usual=1024),
     "num_train_epochs": POSITIVE,
     "per_device_train_batch_size": AT_LEAST_1,

@@ -52,9 +52,9 @@ def table(summary: dict, run: Path) -> str:
             lines.append(f"      wandb sync {' '.join(offline)}   (to W&B)")
             project = OmegaConf.load(run / "config.yaml").tracking.project
             lines.append(f"      python -m recipes.dashboard project={project} open=true   (its workspace)")
-        if (run / "evaluation").exists():
+        if next(run.glob("*/lineage.json"), None):  # a pipeline's
             lines.append(f"Next  python -m recipes.chat run={run} --compare   (beside what it started from)")
-            if not (run / "exported").exists():
+            if not (run / "exported").exists() and not Path("exported", run.name).exists():
                 lines.append(f"      python -m recipes.export run={run} output=exported/{run.name}   (to serve it)")
             lines.append("      python -m recipes.inspect_data data=file data.path=YOURS.jsonl   (your data)")
         console.print("\n".join(lines), highlight=False, soft_wrap=True)
