@@ -38,7 +38,7 @@ class Range:
 POSITIVE, AT_LEAST_1, NOT_NEGATIVE, SHARE = Range(above=0), Range(least=1), Range(least=0), Range(least=0, most=1)
 
 ARGUMENTS = {
-    "beta": Range(above=0, below=math.inf, usual=0.1),
+    "beta": Range(above=0, usual=0.1),
     "learning_rate": Range(least=0, below=math.inf, usual=5e-6),
     "max_length": Range(above=0, usual=1024),
     "num_train_epochs": POSITIVE,
