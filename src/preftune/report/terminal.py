@@ -1,6 +1,7 @@
 """A finished run in the terminal: what changed, in one table and three answers."""
 
 from pathlib import Path
+from shlex import join, quote
 
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -47,15 +48,16 @@ def table(summary: dict, run: Path) -> str:
         ]
         lines = [f"Run   {run}: {' · '.join(files)}"]
         if tracked := sorted(run.glob("**/wandb/*run-*"), key=lambda path: path.stat().st_mtime):
-            lines.append(f"Look  wandb leet {tracked[-1]}   (in the terminal)")
+            lines.append(f"Look  wandb leet {quote(str(tracked[-1]))}   (in the terminal)")
         if offline := [str(path) for path in tracked if path.name.startswith("offline")]:
-            lines.append(f"      wandb sync {' '.join(offline)}   (to W&B)")
+            lines.append(f"      wandb sync {join(offline)}   (to W&B)")
             project = OmegaConf.load(run / "config.yaml").tracking.project
             lines.append(f"      python -m recipes.dashboard project={project} open=true   (its workspace)")
-        if next(run.glob("*/lineage.json"), None):  # a pipeline's
-            lines.append(f"Next  python -m recipes.chat run={run} --compare   (beside what it started from)")
-            if not (run / "exported").exists() and not Path("exported", run.name).exists():
-                lines.append(f"      python -m recipes.export run={run} output=exported/{run.name}   (to serve it)")
+        if any(run.glob("*/lineage.json")):  # a pipeline's
+            named, exported = quote(f"run={run}"), Path("exported", run.name)
+            lines.append(f"Next  python -m recipes.chat {named} --compare   (beside what it started from)")
+            if not (run / "exported").exists() and not exported.exists():
+                lines.append(f"      python -m recipes.export {named} {quote(f'output={exported}')}   (to serve it)")
             lines.append("      python -m recipes.inspect_data data=file data.path=YOURS.jsonl   (your data)")
         console.print("\n".join(lines), highlight=False, soft_wrap=True)
     return captured.get()
