@@ -160,7 +160,8 @@ def main() -> None:
         gpt2(Path(folder))
         for number, case in enumerate(CASES):
             row = run(case, Path(folder), args.plan)
-            row["measured"] = before[number]["measured"] if args.plan else row["measured"]
+            if args.plan:
+                row["measured"] = before[number]["measured"]
             found.append(row)
             parts, at = row["planned"]["memory_gb"], row["planned"]["fullest_at"]
             print(number, f"{row['measured']:.2f}", parts, f"{error(row):+.0%}", at, flush=True)

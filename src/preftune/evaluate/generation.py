@@ -70,9 +70,10 @@ def sampled(
 def computing(model: torch.nn.Module, bf16: bool) -> Iterator[None]:
     """bf16 autocast where it is wanted. It keeps its casts of weights that require gradients alone, so on a CPU all of
     them do for the time: frozen ones would be cast anew for each token, which takes a GPU less than it has memory."""
-    frozen = [each for each in model.parameters() if each.is_floating_point() and not each.requires_grad]
+    kept = model.parameters() if bf16 and model.device.type == "cpu" else ()
+    frozen = [each for each in kept if each.is_floating_point() and not each.requires_grad]
     try:
-        for weight in frozen if bf16 and model.device.type == "cpu" else ():
+        for weight in frozen:
             weight.requires_grad_(True)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             yield
