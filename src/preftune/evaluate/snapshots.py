@@ -1,12 +1,13 @@
 """What a run changed: snapshots of the model before and after, and the summary that is made of them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from omegaconf import DictConfig
 from transformers import Trainer
 
 from preftune.data.load import Data
-from preftune.evaluate import generation, pairs
+from preftune.evaluate import generation, kept
 from preftune.evaluate.pairs import Lend, PairScores, implicit_rewards
 from preftune.evaluate.statistics import interval
 from preftune.models import sharding
@@ -31,7 +32,16 @@ def take_snapshot(name: str, trainer: Trainer, data: Data, cfg: DictConfig) -> S
     prompts = generation.prompts(data.eval_pairs, cfg.samples)
     bf16 = bool(cfg.hardware.bf16)
     with sharding.whole(trainer.model):
-        scores = pairs.score(trainer.model, tokenizer, data.eval_pairs, cfg.train.max_length, bf16, lend)
+        scores = kept.score(
+            trainer.model,
+            tokenizer,
+            data.eval_pairs,
+            cfg.train.max_length,
+            bf16,
+            lend,
+            root=cfg.fastpath.reference_cache,
+            just_now=just_evaluated(trainer),
+        )
         texts = generation.answers(trainer.model, tokenizer, prompts, bf16=bf16)
     return Snapshot(name, scores, {prompt[-1]["content"]: text for prompt, text in zip(prompts, texts, strict=True)})
 
@@ -65,6 +75,11 @@ def summarize(trainer: Trainer, snapshots: list[Snapshot | None], held_out: dict
         "snapshots": rows,
         "samples": [{"prompt": p, "before": a, "after": last.answers[p]} for p, a in first.answers.items()],
     }
+
+
+def just_evaluated(trainer: Trainer) -> Mapping[bytes, float]:
+    """The log-probs of held-out completions that the trainer's own evaluation found for the weights as they are now."""
+    return {} if trainer.args.load_best_model_at_end else getattr(trainer, "evaluated", {})
 
 
 def last_evaluation(trainer: Trainer) -> dict:

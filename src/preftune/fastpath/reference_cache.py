@@ -64,6 +64,14 @@ def reference_jobs(dataset: Dataset, max_length: int | None, mode: str, ld_alpha
     return jobs
 
 
+def beyond_rounding(first: float, second: float, model: torch.nn.Module, mixed: bool) -> bool:
+    """Whether two log-probs of one completion (sums, in nats) differ by more than the model's precision explains."""
+    exact = model.dtype == torch.float32 and not getattr(model, "is_quantized", False)
+    exact = exact and not mixed and not torch.backends.cuda.matmul.allow_tf32
+    relative, absolute = (1e-4, 1e-3) if exact else (2e-2, 0.5)
+    return abs(first - second) > absolute + relative * abs(second)
+
+
 class ReferenceCache:
     """Mixin for DPOTrainer and KTOTrainer with `precompute_ref_log_probs`: reference log-probs from a cache on disk.
 
@@ -185,13 +193,10 @@ class ReferenceCache:
         """Compute a few cached rows again; RuntimeError where they differ by more than the precision explains."""
         picked = jobs[:: -(-len(jobs) // PROOFS)]
         again = self._score(dataset, picked)
-        model = self.ref_model or self.model
-        exact = model.dtype == torch.float32 and not getattr(model, "is_quantized", False)
-        exact = exact and self.accelerator.mixed_precision == "no" and not torch.backends.cuda.matmul.allow_tf32
-        relative, absolute = (1e-4, 1e-3) if exact else (2e-2, 0.5)  # a sum over the completion, in nats
+        model, mixed = self.ref_model or self.model, self.accelerator.mixed_precision != "no"
         for job in picked:
             for key in job.keys:
-                if abs(known[key] - again[key]) > absolute + relative * abs(again[key]):
+                if beyond_rounding(known[key], again[key], model, mixed):
                     raise RuntimeError(
                         f"the reference cache is wrong: row {job.row} has log-prob {known[key]:.4f} there and "
                         f"{again[key]:.4f} computed now ({folder}). Clear it, `python -m recipes.cache clear=true "

@@ -4,6 +4,8 @@ import json
 
 import torch
 from accelerate.utils import is_peft_model
+from peft import PeftType
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from preftune.models.identity import weights_digest
 
@@ -59,12 +61,34 @@ def reference_identity(model: torch.nn.Module, mixed_precision: str) -> tuple[st
     `model` is TRL's reference model, or its policy at the start of training where it keeps no other; `mixed_precision`
     is Accelerate's.
     """
-    state = reference_state(model)
+    adapter = "ref" if is_peft_model(model) and "ref" in model.peft_config else None
+    return _named(model, reference_state(model), adapter, mixed_precision)
+
+
+def model_identity(model: torch.nn.Module, mixed_precision: str) -> tuple[str, dict]:
+    """The same of a model as it is now: with its adapter, unless that is switched off or LoRA that has not learned."""
+    if not is_peft_model(model) or _as_its_base(model):
+        return _named(model, reference_state(model), None, mixed_precision)
+    return _named(model, model.state_dict(), model.active_adapter, mixed_precision)
+
+
+def _as_its_base(model: torch.nn.Module) -> bool:
+    """Whether a PeftModel gives what its base gives."""
+    if any(isinstance(module, BaseTunerLayer) and module.disable_adapters for module in model.modules()):
+        return True
+    config = model.active_peft_config
+    if config.peft_type != PeftType.LORA or config.use_dora or config.modules_to_save:
+        return False
+    added = [each for name, each in model.named_parameters() if "lora_B." in name or "lora_embedding_B." in name]
+    return bool(added) and not any(each.any() for each in added)
+
+
+def _named(model: torch.nn.Module, state: dict, adapter: str | None, mixed_precision: str) -> tuple[str, dict]:
+    """The hash of a model of these tensors under the settings of its configuration and adapter, and it in words."""
     digest = weights_digest(state)
     config = {key: value for key, value in model.config.to_dict().items() if key not in UNIMPORTANT}
-    adapter = None
-    if is_peft_model(model) and "ref" in model.peft_config:
-        fields = model.peft_config["ref"].to_dict()
+    if adapter is not None:
+        fields = model.peft_config[adapter].to_dict()
         adapter = {key: value for key, value in fields.items() if key not in UNIMPORTANT_TO_ADAPTERS}
     settings = json.dumps([config, adapter, mixed_precision], sort_keys=True, default=plain)
     digest.update(settings.encode())

@@ -127,6 +127,7 @@ def restore(trainer: Trainer, checkpoint: Path) -> None:
     """Put a checkpoint's weights into the trainer's model."""
     with sharding.whole(trainer.model, changed=True):
         trainer._load_from_checkpoint(str(checkpoint))
+    trainer.evaluated = {}  # of the weights before
 
 
 def carry_on(trainer: Trainer, checkpoint: Path, state: TrainerState) -> None:

@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 
+from preftune.fastpath.reference_cache import row_key
 from preftune.trainers.evaluation_means import EvaluationMeans
 
 
@@ -23,12 +24,19 @@ class PerTokenMetrics(EvaluationMeans):
     """Mixin for trl.DPOTrainer and trl.KTOTrainer: reads the policy's log-probs as the loss is computed.
 
     Of the batch computed last it keeps `logratios_per_token` and `scored_tokens` (rows,), `desirable_share`
-    (KTO) and `unscaled_loss`: what the step-0 invariants are about.
+    (KTO) and `unscaled_loss`: what the step-0 invariants are about; and since the last step in `evaluated` the log-prob
+    of each completion evaluated, by its `row_key`.
     """
 
     logratios_per_token: torch.Tensor | None = None
     desirable_share: float | None = None
+    evaluated: dict[bytes, float] = {}
     _length_bounds: list[float] | None = None
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        self.evaluated = {}  # the weights are about to move
+        return loss
 
     def _compute_loss(self, model, inputs, return_outputs):
         calls = []
@@ -53,6 +61,8 @@ class PerTokenMetrics(EvaluationMeans):
             reference = torch.cat(parts) if None not in (parts := _reference_of_pairs(inputs)) else None
         if reference_calls:  # after KTO's KL pass too
             reference = (reference_calls[-1][:, -mask.size(1) :] * weights).sum(1)
+        if mode == "eval" and "attention_mask" in inputs:
+            self.evaluated = self.evaluated | by_row(inputs, sums)
         self._log_per_token(mode, chosen, sums, tokens)
         self.unscaled_loss = (result[0] if return_outputs else result).detach()
         if reference is not None:
@@ -185,6 +195,13 @@ class PerTokenMeans(EvaluationMeans):
                 value = value * rows / max(tokens, 1)
             logged[f"{prefix}logps/{side}_per_token"] = value
         return loss, logged
+
+
+def by_row(inputs: dict, sums: torch.Tensor) -> dict[bytes, float]:
+    """The log-probs `sums` (rows,) of a batch's completions by their row_key."""
+    rows = zip(inputs["input_ids"], inputs["attention_mask"].bool(), inputs["completion_mask"], strict=True)
+    keys = [row_key(ids[seen].tolist(), int(scored.argmax())) for ids, seen, scored in rows]
+    return dict(zip(keys, sums.tolist(), strict=True))
 
 
 def length_thirds(rows: Dataset) -> list[float] | None:
