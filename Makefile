@@ -27,7 +27,7 @@ setup: $(READY) ## install everything into .venv, once
 
 demo: $(EMBEDDED_READY) ## SFT, then DPO, on the embedded model and the shipped data, in minutes on 2 cores
 	@if [ -e runs/demo ]; then mv runs/demo "runs/demo-before-$$(date +%Y%m%d-%H%M%S)"; fi
-	$(RUN) recipes.sft_dpo experiment=demo 'pipeline.stages=[sft,preference,evaluate]' $(ARGS)
+	$(RUN) recipes.sft_dpo experiment=demo $(ARGS)
 
 test: $(READY) ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not slow" $(ARGS)

@@ -37,7 +37,7 @@ class Forward:
         if form is None:
             rows, columns = self.ids.shape
             return [rows * columns, rows * columns * columns, rows * columns]
-        layout = FORMS[form].lay_out_for(backbone, read_rows(self.ids, self.labels, self.pairs))
+        layout = FORMS[form].lay_out_for(backbone, read_rows(self.ids, self.labels, backbone.config.hidden_size))
         scored = int((layout.counts > 0).sum()) if self.everywhere else len(layout.picks)
         if form == "packed":
             rows, columns = layout.input_ids.shape

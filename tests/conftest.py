@@ -1,10 +1,19 @@
 """What most tests share: no network, a small preference file, and recipes composed as on the command line."""
 
+import atexit
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
+CACHE = Path(tempfile.mkdtemp(prefix="preftune-tests-"))  # what an earlier session kept must not answer for today's code
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+(Path.home() / ".cache/preftune/models").mkdir(parents=True, exist_ok=True)
+(CACHE / "models").symlink_to(Path.home() / ".cache/preftune/models")  # but the embedded models are what they are
+os.environ["PREFTUNE_CACHE"] = str(CACHE)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

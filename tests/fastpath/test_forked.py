@@ -118,6 +118,21 @@ def test_labelled_rows_run_as_they_are(trainers, pairs):
     assert_same(*made, gradients_to=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["qwen3_next", "bloom", "qwen3_moe"])
+def test_labelled_rows_with_one_prompt_share_it_however_many(kind, trainers, pairs):
+    answers = ["No.", "Because it is so.", "Yes", "Who knows, maybe it is."]
+    rows = [{"prompt": pairs[0]["prompt"], "completion": each, "label": len(each) > 3} for each in answers[:3]]
+    rows += [{"prompt": pairs[1]["prompt"], "completion": each, "label": len(each) > 3} for each in answers]
+    rows.append({"prompt": pairs[2]["prompt"], "completion": answers[0], "label": True})
+    given = {"ref_model": random_model(kind, seed=1), "per_device_train_batch_size": 8}
+    plain, ours = trainers(KTOTrainer, KTOConfig, random_model(kind), rows, **given)
+    tokens = []
+    forward = ours.model.forward
+    ours.model.forward = lambda *a, **k: (forward(*a, **k), tokens.append(ours.model.tokens_run))[0]
+    assert_same(plain, ours, gradients_to=1e-3)
+    assert tokens[-1][1] - tokens[-1][0] < batch_of(plain)["attention_mask"].sum() - 8
+
+
 def test_equal_answers_and_rows_that_begin_apart_are_forked(trainers):
     rows = [{"prompt": "Hm", "chosen": "Yes", "rejected": "Yes"}, {"prompt": "", "chosen": "A", "rejected": "Bee"}]
     for given in (rows[:1], rows):

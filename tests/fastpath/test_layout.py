@@ -14,7 +14,7 @@ from trl.trainer.utils import add_fused_lm_head
 from preftune.fastpath import packed
 from preftune.fastpath.attention import masks, row_multiple
 from preftune.fastpath.forward import output_of
-from preftune.fastpath.layout import IGNORED, read_rows
+from preftune.fastpath.layout import IGNORED, grouped, read_rows
 from preftune.fastpath.packed import lay_out, place
 
 FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
@@ -34,7 +34,7 @@ def padded(rows: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch
 
 def test_a_pair_shares_its_prompt_and_leaves_out_last_tokens():
     ids, _, labels = padded([([5, 6, 7], [8, 9]), ([5, 6, 7], [3, 4, 2])])
-    layout = lay_out(read_rows(ids, labels, pairs=True), width=8)
+    layout = lay_out(read_rows(ids, labels, width=100), width=8)
     assert layout.input_ids.tolist() == [[5, 6, 7, 8, 3, 4]]
     assert layout.position_ids.tolist() == [[0, 1, 2, 3, 3, 4]]
     assert layout.branch.tolist() == [[0, 0, 0, 1, 2, 2]]
@@ -42,16 +42,31 @@ def test_a_pair_shares_its_prompt_and_leaves_out_last_tokens():
     assert layout.targets.tolist() == [3, 8, 9, 4, 2]
 
 
+def test_as_many_answers_as_there_are_share_a_prompt():
+    rows = [([5, 6, 7], [8, 9]), ([4], [2, 2]), ([5, 6, 7], [3, 4, 2]), ([5, 6, 7], [8, 1])]
+    ids, _, labels = padded(rows)
+    layout = lay_out(read_rows(ids, labels, width=100), width=1)
+    assert layout.input_ids.tolist() == [[5, 6, 7, 8, 3, 4, 8], [4, 2, 0, 0, 0, 0, 0]]
+    assert layout.branch.tolist()[0] == [0, 0, 0, 1, 3, 3, 4]
+
+
+def test_rows_are_joined_where_that_is_cheaper():
+    long = [list(range(10, 30)) + [n] * 200 for n in (1, 2)]
+    assert grouped([*long, [10, 3]], width=8)[0].tolist() == [0, 1, 2]  # a row is seen by all of a wide tree
+    group, shared = grouped([*long, [10, 3]], width=4096)
+    assert group.tolist() == [0, 0, 1] and shared.tolist() == [20, 20, 0]  # and never for one token of twenty
+
+
 def test_answers_that_begin_alike_share_more_than_the_prompt():
     ids, _, labels = padded([([5, 6], [8, 9, 1]), ([5, 6], [8, 4])])
-    layout = lay_out(read_rows(ids, labels, pairs=True), width=8)
+    layout = lay_out(read_rows(ids, labels, width=100), width=8)
     assert layout.input_ids.tolist() == [[5, 6, 8, 9]]
     assert layout.slots.tolist() == [0, 2, 3, 0, 1]
 
 
 def test_chosen_is_hidden_from_rejected_and_each_pair_from_the_other():
     ids, _, labels = padded([([5], [8, 9]), ([6], [7]), ([5], [3, 4]), ([6], [2, 2])])
-    layout = lay_out(read_rows(ids, labels, pairs=True), width=100)
+    layout = lay_out(read_rows(ids, labels, width=100), width=100)
     assert layout.input_ids.tolist() == [[5, 8, 3, 6, 2]]
     config = tiny_model("llama").config
     assert masks(layout, config, torch.float32)[0, 0].int().tolist() == [
@@ -105,13 +120,13 @@ def test_any_batch_scores_as_trl_scores_it(family):
     model = scorer(family)
 
     @settings(max_examples=40, deadline=None)
-    @given(pairs_of_rows(), st.booleans())
-    def holds(rows, as_pairs):
+    @given(pairs_of_rows(), st.sampled_from([1, 32]))
+    def holds(rows, width):
         ids, seen, labels = padded(rows)
         if not (labels[:, 1:] != IGNORED).any():
             return
         theirs = model(input_ids=ids, attention_mask=seen, labels=labels, fused_lm_head=True)
-        ours = output_of(packed, model.forward, model, lay_out(read_rows(ids, labels, as_pairs), width=32))
+        ours = output_of(packed, model.forward, model, lay_out(read_rows(ids, labels, width), width=32))
         for name in FIELDS[:-1]:
             torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=1e-5, atol=1e-5)
         assert torch.equal(ours.is_top1, theirs.is_top1)
@@ -140,6 +155,6 @@ def test_flex_attention_scores_as_the_dense_mask_does():
             model.config._attn_implementation = implementation
             multiple = row_multiple(model.config, ids.device)
             outputs.append(
-                output_of(packed, model.forward, model, lay_out(read_rows(ids, labels, True), 32, multiple)).log_probs
+                output_of(packed, model.forward, model, lay_out(read_rows(ids, labels, 32), 32, multiple)).log_probs
             )
     torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,27 @@ STAGES = [
 IDS = torch.tensor([[72, 101, 108, 108, 111, 32, 33, 34]])
 
 
+ALL = "pipeline.stages=[sft,preference,evaluate,export]"
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    """Where the pipeline of these tests runs, and a copy of its first run with its summary; filled by `finished`."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    return folder / "run", folder / "copy", {}
+
+
 @pytest.fixture
-def finished(composed):
-    cfg = composed("sft_dpo", *STAGES)
-    return cfg, run_stages(cfg)
+def finished(composed, pristine):
+    """(config, summary) of a finished pipeline: run once, and put back to what it was then for every test."""
+    run, copy, summary = pristine
+    cfg = composed("sft_dpo", *STAGES, ALL, f"output_dir={run}")
+    if not summary:
+        summary |= run_stages(cfg)
+        shutil.copytree(run, copy)
+    shutil.rmtree(run)
+    shutil.copytree(copy, run)
+    return cfg, summary
 
 
 def test_the_reference_is_the_sft_result(finished):
@@ -54,18 +72,19 @@ def test_the_summary_spans_both_stages(finished):
     assert summary["seconds"] > 0
 
 
-def again(composed, *overrides):
-    return run_stages(composed("sft_dpo", *STAGES, "resume=true", *overrides))
+def again(composed, finished, *overrides):
+    where = f"output_dir={finished[0].output_dir}"
+    return run_stages(composed("sft_dpo", *STAGES, ALL, where, "resume=true", *overrides))
 
 
 def test_what_is_finished_and_unchanged_is_kept(composed, finished, capsys):
-    summary = again(composed, "train.logging_steps=2", "health.action=stop")  # what is said, not what is learnt
+    summary = again(composed, finished, "train.logging_steps=2", "health.action=stop")  # what is said, not what is learnt
     assert capsys.readouterr().out.count("finished before of the same inputs, kept") == 5  # with the merged model
     assert {**summary, "seconds": 0} == {**finished[1], "seconds": 0}
 
 
 def test_only_what_a_change_concerns_is_redone_and_the_reason_is_said(composed, finished, capsys):
-    again(composed, "loss.beta=0.3")
+    again(composed, finished, "loss.beta=0.3")
     told = capsys.readouterr().out
     assert "sft: finished before" in told and "preference: rerun: loss.beta changed" in told
     assert "exported: rerun: model changed" in told
@@ -76,7 +95,7 @@ def test_only_what_a_change_concerns_is_redone_and_the_reason_is_said(composed, 
 def test_changed_data_redoes_every_stage(composed, finished, pairs_file, tmp_path, capsys):
     lines = pairs_file.read_text().splitlines(keepends=True)
     (tmp_path / "rows.jsonl").write_text("".join(lines[:-1]))
-    again(composed, f"data.path={tmp_path / 'rows.jsonl'}")
+    again(composed, finished, f"data.path={tmp_path / 'rows.jsonl'}")
     told = capsys.readouterr().out
     assert "sft: rerun: data.path, the content of" in told
     assert "sft-model: rerun: adapter changed" in told and "preference: rerun" in told
@@ -85,7 +104,7 @@ def test_changed_data_redoes_every_stage(composed, finished, pairs_file, tmp_pat
 def test_a_damaged_result_is_redone(composed, finished, capsys):
     weights = Path(finished[0].output_dir) / "preference" / "model" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
-    again(composed)
+    again(composed, finished)
     assert "preference: rerun: model: adapter_model.safetensors is damaged" in capsys.readouterr().out
 
 
@@ -94,7 +113,7 @@ def test_an_unfinished_stage_goes_on_alone(composed, finished, capsys):
     record = json.loads((run / "preference" / "lineage.json").read_text())
     (run / "preference" / "lineage.json").write_text(json.dumps(record | {"finished": False}))
     (run / "preference" / "summary.json").unlink()
-    assert again(composed)["snapshots"] == finished[1]["snapshots"]
+    assert again(composed, finished)["snapshots"] == finished[1]["snapshots"]
     told = capsys.readouterr().out
     assert "sft: finished before" in told and "resume: checkpoint-2" in told
 
@@ -124,7 +143,7 @@ def test_an_unknown_stage_is_refused_with_what_there_is(composed):
 def test_every_list_of_stages_runs(composed, choice):
     cfg = composed("sft_dpo", f"pipeline={choice}", *STAGES)
     run_stages(cfg)
-    assert (Path(cfg.output_dir) / "exported" / "model.safetensors").exists()
+    assert (Path(cfg.output_dir) / "evaluation" / "evaluation.json").exists()
 
 
 def distinct_letters(prompt, answer):

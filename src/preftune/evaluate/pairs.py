@@ -125,7 +125,7 @@ def log_probs(
     order = sorted(range(len(sides)), key=lambda i: sum(len(ids) for ids, _ in sides[i]))
     answers = len(sides[0])
     sums, counts = torch.zeros(2, answers, len(sides), dtype=torch.float64)
-    with _evaluating(model, lend, pairs=answers == 2):
+    with _evaluating(model, lend):
         for start in tqdm(range(0, len(order), BATCH), desc="scoring held-out pairs", unit="batch", leave=False):
             chunk = order[start : start + BATCH]
             # as TRL's trainers: all chosen, then all rejected
@@ -139,14 +139,14 @@ def log_probs(
 
 
 @contextlib.contextmanager
-def _evaluating(model: torch.nn.Module, lend: Lend, pairs: bool) -> Iterator[None]:
+def _evaluating(model: torch.nn.Module, lend: Lend) -> Iterator[None]:
     """The model in evaluation mode, its forward lent what `lend` says, as in `score`."""
     head = model.get_base_model() if isinstance(model, PeftModel) else model
     before, training = vars(head).get("forward"), model.training
     if lend != "none":
         add_fused_lm_head(head)
     if lend == "form":
-        install_for_scoring(head, pairs)
+        install_for_scoring(head)
     model.eval()
     try:
         yield

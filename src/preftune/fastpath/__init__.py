@@ -8,13 +8,13 @@ def mixins(cls: type) -> tuple[type, ...]:
     from trl.experimental.orpo import ORPOTrainer
 
     from preftune.fastpath.batches import LengthBatches
-    from preftune.fastpath.forward import FastForward, FastPairs
+    from preftune.fastpath.forward import FastForward
     from preftune.fastpath.kto_batches import KTOBatches
     from preftune.fastpath.odds import FastCPO, FastORPO
     from preftune.fastpath.reference_cache import ReferenceCache
 
     fast = {
-        DPOTrainer: (FastPairs, LengthBatches, ReferenceCache),
+        DPOTrainer: (FastForward, LengthBatches, ReferenceCache),
         KTOTrainer: (FastForward, KTOBatches, ReferenceCache),
         SFTTrainer: (FastForward, LengthBatches),
         ORPOTrainer: (FastORPO, LengthBatches),

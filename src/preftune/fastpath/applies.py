@@ -99,7 +99,7 @@ def _why_not_probe(model: PreTrainedModel, form: ModuleType, trainer: Trainer) -
     for row, tokens in enumerate(pairs):
         ids[row, : len(tokens)], seen[row, : len(tokens)] = torch.tensor(tokens), 1
     ids = ids % model.config.get_text_config().vocab_size
-    batch = read_rows(ids, ids.masked_fill(seen == 0, IGNORED), pairs=True)
+    batch = read_rows(ids, ids.masked_fill(seen == 0, IGNORED), width=model.config.get_text_config().hidden_size)
 
     def theirs(layout: Layout) -> torch.Tensor:
         outputs = model.base_model(input_ids=ids, attention_mask=seen, use_cache=False)
@@ -195,7 +195,7 @@ def packed_by_trl(inputs: dict, labels: torch.Tensor | None) -> bool:
     return bool((labels[:, 1:] != IGNORED).any())
 
 
-def why_not_batch(inputs: dict, labels: torch.Tensor | None, pairs: bool, longest: int | None) -> str | None:
+def why_not_batch(inputs: dict, labels: torch.Tensor | None, longest: int | None) -> str | None:
     """Why this batch keeps TRL's own forward, in one line; None where the fast path runs it."""
     given = names(inputs)
     if given - INPUTS or not {"input_ids", "attention_mask"} <= given or labels is None:
@@ -203,8 +203,6 @@ def why_not_batch(inputs: dict, labels: torch.Tensor | None, pairs: bool, longes
     seen = inputs["attention_mask"]
     if longest is not None and seen.shape[1] > longest:
         return f"rows longer than {longest} tokens"
-    if pairs and len(seen) % 2:
-        return "batches that are not pairs"
     padded_right = (seen[:, 1:] <= seen[:, :-1]).all()
     scored = labels[:, 1:] != IGNORED
     if not bool(padded_right & (scored <= seen[:, 1:].bool()).all()):

@@ -49,12 +49,14 @@ def shuffled(batches: list, abreast: int, rng: np.random.Generator) -> list:
 
 
 def budgeted(rows: Iterable[int], lengths: np.ndarray, tokens: int) -> Iterator[list[int]]:
-    """Runs of `rows`, which come with the longest first, that hold at most `tokens` tokens once padded, or one row."""
+    """Runs of `rows` that hold at most `tokens` tokens once padded, or one row."""
     batch: list[int] = []
+    longest = 0
     for row in rows:
-        if batch and (len(batch) + 1) * lengths[batch[0]] > tokens:
+        longest = max(longest, int(lengths[row]))
+        if batch and (len(batch) + 1) * longest > tokens:
             yield batch
-            batch = []
+            batch, longest = [], int(lengths[row])
         batch.append(int(row))
     if batch:
         yield batch

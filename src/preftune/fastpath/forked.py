@@ -1,8 +1,8 @@
-"""The forked form: each prompt once with the cache on, the cache copied for both answers, the answers on it.
+"""The forked form: each prompt once with the cache on, the cache copied for its answers, the answers on it.
 
 It needs no mask of its own, so any attention kernel serves it, and layers with a state (convolution, state space,
-linear attention) too, as their state is copied like keys and values. Gradients flow through the cache. A batch without
-pairs, or one whose rows do not begin alike, is run row by row as it is.
+linear attention) too, as their state is copied like keys and values. Gradients flow through the cache. A batch whose
+rows do not begin alike is run row by row as it is.
 """
 
 import copy
@@ -27,13 +27,15 @@ CACHE_NAMES = ("past_key_values", "cache_params", "layer_past")
 
 @dataclass(frozen=True)
 class Forked(Layout):
-    """Prompts (pairs, P), padded on the left, and what follows them (rows, A), padded on the right; P may be 0."""
+    """Prompts (groups, P), padded on the left, and what follows them (rows, A), padded on the right; P may be 0."""
 
     prompt_ids: torch.Tensor
     prompt_seen: torch.Tensor
     answer_ids: torch.Tensor
     answer_seen: torch.Tensor
     starts: torch.Tensor  # (rows,), the position of a row's first token of its own
+    prompt_starts: torch.Tensor  # (groups,), the position that the padding of a prompt begins at
+    group: torch.Tensor  # (rows,), the prompt of a row
 
 
 def why_not(model: PreTrainedModel, backbone: PreTrainedModel) -> str | None:
@@ -46,49 +48,58 @@ def why_not(model: PreTrainedModel, backbone: PreTrainedModel) -> str | None:
 @torch.compiler.disable
 def lay_out_for(backbone: PreTrainedModel, rows: Rows) -> Forked:
     """Fork a batch, on the device of `backbone`."""
-    if not rows.shared.all():
-        rows = replace(rows, shared=np.zeros_like(rows.shared))
-    pairs, shared = rows.partner.max() + 1, rows.shared
+    rows = replace(rows, shared=split_at(rows))
+    groups, shared = rows.group.max() + 1, rows.shared
     before = int(shared.max())
-    after = max(int((rows.used - shared).max()), 1)  # both answers may be one and the same
-    begun = pairs * before
-    at_prompt = rows.partner[:, None] * before + (before - shared)[:, None] + rows.steps
+    after = max(int((rows.used - shared).max()), 1)  # answers may be one and the same
+    begun = groups * before
+    at_prompt = rows.group[:, None] * before + (before - shared)[:, None] + rows.steps
     at_answer = begun + np.arange(len(shared))[:, None] * after + rows.steps - shared[:, None]
     source = np.where(rows.own, at_answer, at_prompt)
     size = begun + len(shared) * after
     ids, seen = np.zeros((2, size), dtype=np.int64)
     ids[source[rows.kept]], seen[source[rows.kept]] = rows.ids[rows.kept], 1
     parts = {
-        "prompt_ids": ids[:begun].reshape(pairs, before),
-        "prompt_seen": seen[:begun].reshape(pairs, before),
+        "prompt_ids": ids[:begun].reshape(groups, before),
+        "prompt_seen": seen[:begun].reshape(groups, before),
         "answer_ids": ids[begun:].reshape(-1, after),
         "answer_seen": seen[begun:].reshape(-1, after),
         "starts": shared,
+        "prompt_starts": shared[np.unique(rows.group, return_index=True)[1]] - before,
+        "group": rows.group,
     }
     tensors = {name: torch.from_numpy(values) for name, values in parts.items()}
     return Forked(**tensors, **way_back(rows, source, size)).to(backbone.device)
 
 
+def split_at(rows: Rows) -> np.ndarray:
+    """(rows,) how many tokens of each row are run as its prompt: a row alone is split where it suits the others.
+
+    None, where a row has no such token, or two calls would not run a tenth fewer tokens than one.
+    """
+    alone, before = np.bincount(rows.group)[rows.group] == 1, rows.shared.max()
+    shared = np.where(alone, np.minimum(before, rows.used - 1), rows.shared)
+    size = (rows.group.max() + 1) * before + len(shared) * (rows.used - shared).max()
+    return shared if shared.all() and size < 0.9 * len(shared) * rows.used.max() else np.zeros_like(shared)
+
+
 def run(backbone: PreTrainedModel, layout: Forked, **options: object) -> SimpleNamespace:
     """`hidden` (N, width) of every token that is run, and `router_logits` where they are asked for."""
-    pairs, before = layout.prompt_ids.shape
-    if not before:  # as TRL calls it: where the positions begin is the model's own affair
+    if not layout.prompt_ids.numel():  # as TRL calls it: where the positions begin is the model's own affair
         inputs = {"input_ids": layout.answer_ids, "attention_mask": layout.answer_seen, "use_cache": False}
         return joined([backbone(**inputs, **options)])
     cache, taken = DynamicCache(config=backbone.config), inspect.signature(backbone.forward).parameters
     options |= {next(name for name in CACHE_NAMES if name in taken): cache, "use_cache": True}
     with replayed(backbone, cache):
-        starts = layout.starts[:pairs] - before
-        asked = call(backbone, layout.prompt_ids, starts, attention_mask=layout.prompt_seen, **options)
-    both = torch.arange(pairs, device=starts.device).repeat(2)
-    cache.reorder_cache(both)
+        asked = call(backbone, layout.prompt_ids, layout.prompt_starts, attention_mask=layout.prompt_seen, **options)
+    cache.reorder_cache(layout.group)
     for layer in cache.layers:
         if isinstance(layer, LinearAttentionCacheLayerMixin):  # its own ways copy into the states that autograd needs
             layer.update_conv_state = partial(convolved, layer)
             layer.update_recurrent_state = lambda states, *_, **__: states
     seen = layout.answer_seen
     if any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):  # a mask is for what attention sees
-        seen = torch.cat([layout.prompt_seen[both], seen], dim=1)
+        seen = torch.cat([layout.prompt_seen[layout.group], seen], dim=1)
     with replayed(backbone, cache):
         return joined([asked, call(backbone, layout.answer_ids, layout.starts, attention_mask=seen, **options)])
 

@@ -90,7 +90,6 @@ def mean_logits(
 def install(
     form: ModuleType,
     model: PreTrainedModel,
-    pairs: bool,
     autocast: Callable[[], AbstractContextManager],
     say: Callable[[str], None],
     mean_everywhere: bool = False,
@@ -114,13 +113,13 @@ def install(
             self.tokens_run = (0, kwargs["input_ids"].numel())
             with autocast():
                 return side_by_side_output(fused, self, labels, kwargs)
-        reason = "batches given by position" if args else why_not_batch(kwargs, labels, pairs, longest)
+        reason = "batches given by position" if args else why_not_batch(kwargs, labels, longest)
         if reason is not None:
             say(reason)
             self.tokens_run = None
             return fused(*args, labels=labels, fused_lm_head=True, **kwargs)
-        rows = read_rows(kwargs["input_ids"], labels, pairs, kwargs["attention_mask"] if routed else None)
-        layout = form.lay_out_for(backbone(self), rows)
+        text, mask = backbone(self), kwargs["attention_mask"] if routed else None
+        layout = form.lay_out_for(text, read_rows(kwargs["input_ids"], labels, text.config.hidden_size, mask))
         self.tokens_run = layout.tokens_run()  # (padding, all), from which `padding_fraction` is logged
         with autocast():
             return output_of(form, fused, self, layout, mean_everywhere, routed)
@@ -128,13 +127,13 @@ def install(
     model.forward = MethodType(forward, model)
 
 
-def install_for_scoring(model: PreTrainedModel, pairs: bool) -> None:
+def install_for_scoring(model: PreTrainedModel) -> None:
     """Lay the form that applies, if one does, over `model`'s fused forward; whoever lent it that takes both off."""
     plain = SimpleNamespace(accelerator=None, is_fsdp_enabled=False, args=SimpleNamespace(gradient_checkpointing=False))
     with torch.enable_grad():  # its probe compares gradients too
         form, _ = choose(model, plain)
     if form is not None:
-        install(FORMS[form], model, pairs, contextlib.nullcontext, lambda reason: None)
+        install(FORMS[form], model, contextlib.nullcontext, lambda reason: None)
 
 
 class FormError(UserError):
@@ -142,13 +141,13 @@ class FormError(UserError):
 
 
 class FastForward:
-    """Mixin for a TRL trainer whose loss calls the fused forward: no padding, scores of what is learned alone.
+    """Mixin for a TRL trainer whose loss calls the fused forward: no padding, scores of what is learned alone, and
+    what rows begin with in common once (the prompt of a pair).
 
     `form` on the class names the form to take ("packed" or "forked", "off" for none); None takes the first that
     applies. On a trainer it is the name of the one taken, None where the model keeps TRL's own.
     """
 
-    pairs = False
     form: str | None = None
 
     def __init__(self, *args, **kwargs):
@@ -202,16 +201,10 @@ class FastForward:
         )
 
     def _install(self, form: ModuleType, model: PreTrainedModel) -> None:
-        install(form, model, self.pairs, self.accelerator.autocast, self._say)
+        install(form, model, self.accelerator.autocast, self._say)
 
     def _say(self, reason: str) -> None:
         if reason in self.said:
             return
         self.said.add(reason)
         self.accelerator.print(f"Fast forward off, TRL's own instead: {reason}", flush=True)
-
-
-class FastPairs(FastForward):
-    """The same for paired data: the two rows of a pair share their prompt as well (DPO and its relatives)."""
-
-    pairs = True

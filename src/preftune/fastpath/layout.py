@@ -1,10 +1,12 @@
 """Where each token of a padded batch is run, and the way back: what the forms of the fast path have in common.
 
-A form runs N tokens in place of the rows × columns of TRL's batch. The tokens that both rows of a pair begin with are
-among them once; a row's last token is left out unless asked for, as nothing is predicted from it.
+A form runs N tokens in place of the rows × columns of TRL's batch. The tokens that rows of a group begin with (a pair's
+prompt) are among them once; a row's last token is left out unless asked for, as nothing is predicted from it.
 """
 
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from os.path import commonprefix
 from typing import Self
 
 import numpy as np
@@ -41,22 +43,22 @@ class Packed(Layout):
     input_ids: torch.Tensor  # (R, C)
     position_ids: torch.Tensor  # (R, C), as in the row that the token came from
     tree: torch.Tensor  # (R, C), the tree that a token belongs to; −1 is padding
-    branch: torch.Tensor  # (R, C), the row that a token came from, counted from 1; 0 where both rows of a pair share it
+    branch: torch.Tensor  # (R, C), the row that a token came from, counted from 1; 0 where all rows of a tree share it
 
 
 @dataclass(frozen=True)
 class Rows:
     """A right-padded batch as arrays: what is run of each row, and how it begins.
 
-    `labels` are those of the next token. `partner` counts a pair's rows as one: row i of the second half is the other
-    answer to row i. Where nothing is shared, every row is its own partner and `shared` is 0.
+    `labels` are those of the next token. Rows of a group begin alike: a pair, or more answers to one prompt. A row that
+    shares nothing is a group of its own, and its `shared` is 0.
     """
 
     ids: np.ndarray  # (rows, steps)
     labels: np.ndarray  # (rows, steps)
     used: np.ndarray  # (rows,), tokens that are run of a row
-    shared: np.ndarray  # (rows,), tokens that a row begins with as its partner does
-    partner: np.ndarray  # (rows,), the pair of a row
+    shared: np.ndarray  # (rows,), tokens that a row begins with as its group does
+    group: np.ndarray  # (rows,), the number of a row's group, in the order of their first rows
     columns: int  # of the batch
 
     @property
@@ -72,17 +74,37 @@ class Rows:
         return self.steps >= self.shared[:, None]
 
 
-def common_start(first: np.ndarray, second: np.ndarray, limit: np.ndarray) -> np.ndarray:
-    """How many tokens the rows of two (pairs, columns) arrays begin with in common, at most `limit` (pairs,)."""
-    same = (first == second) & (np.arange(first.shape[1]) < limit[:, None])
-    return np.logical_and.accumulate(same, axis=1).sum(axis=1)
+def grouped(rows: list[list[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """(group, shared) of rows of tokens: those that begin alike are joined where that makes a step cheaper.
+
+    In the order of their tokens, neighbours have the most in common; the longest common starts are joined first. T
+    tokens that stand side by side cost T · (6·width + T): weights, and attention under a mask.
+    """
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    common = [len(commonprefix([rows[i], rows[j]])) for i, j in pairwise(order)]
+    parts = {i: [i] for i in order}  # a row's group, the same list for each of its rows
+    shared = dict.fromkeys(order, 0)
+
+    def cost(members: list[int], start: int) -> int:
+        size = start + sum(len(rows[i]) - start for i in members)
+        return size * (6 * width + size)
+
+    for place in sorted(range(len(common)), key=lambda place: -common[place]):
+        left, right = parts[order[place]], parts[order[place + 1]]
+        apart = cost(left, shared[left[0]]) + cost(right, shared[right[0]])
+        if common[place] and cost(left + right, common[place]) <= apart:
+            parts |= dict.fromkeys(left + right, left + right)
+            shared |= dict.fromkeys(left + right, common[place])
+    firsts = sorted({min(each) for each in parts.values()})
+    group = [firsts.index(min(parts[i])) for i in range(len(rows))]
+    return np.array(group), np.array([shared[i] for i in range(len(rows))])
 
 
 @torch.compiler.disable
 def read_rows(
-    input_ids: torch.Tensor, labels: torch.Tensor, pairs: bool, attention_mask: torch.Tensor | None = None
+    input_ids: torch.Tensor, labels: torch.Tensor, width: int, attention_mask: torch.Tensor | None = None
 ) -> Rows:
-    """The rows of a right-padded batch, on the CPU.
+    """The rows of a right-padded batch, on the CPU; `width` is the model's hidden size, by which costs are weighed.
 
     At least one token has a label, and no token of the padding. With `attention_mask` every token is run, the last one
     too: a router's auxiliary loss counts them all.
@@ -94,18 +116,14 @@ def read_rows(
     else:
         wanted = np.pad(wanted, ((0, 0), (0, 1)), constant_values=IGNORED)
         used = attention_mask.cpu().numpy().sum(axis=1)
-    count = len(ids) // 2 if pairs else len(ids)
-    shared = np.zeros_like(used)
-    if pairs:
-        chosen, rejected = ids.reshape(2, count, -1)
-        shared = np.tile(common_start(chosen, rejected, used.reshape(2, -1).min(axis=0)), 2)
-    return Rows(ids, wanted, used, shared, np.arange(len(ids)) % count, columns)
+    group, shared = grouped([row[:count].tolist() for row, count in zip(ids, used, strict=True)], width)
+    return Rows(ids, wanted, used, shared, group, columns)
 
 
 def way_back(rows: Rows, source: np.ndarray, size: int) -> dict[str, torch.Tensor]:
     """The fields of a Layout where `source` (rows, steps) says which of the `size` tokens run each token is."""
     scored = rows.labels != IGNORED
-    # A token that both rows score after the same tokens is scored once
+    # A token that rows score after the same tokens is scored once
     tokens = rows.labels.max() + 1
     wanted, slots = np.unique(source[scored] * tokens + rows.labels[scored], return_inverse=True)
     found = {

@@ -13,16 +13,16 @@ import torch
 from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
-from preftune.fastpath.forward import FastPairs, install
+from preftune.fastpath.forward import FastForward, install
 from preftune.fastpath.layout import IGNORED
 
 
-class FastOdds(FastPairs):
+class FastOdds(FastForward):
     """Mixin for ORPOTrainer and CPOTrainer, less what differs between them."""
 
     def _install(self, form: ModuleType, model: PreTrainedModel) -> None:
         add_fused_lm_head(model, outputs=("log_probs", "mean_logits"))
-        install(form, model, self.pairs, self.accelerator.autocast, self._say, mean_everywhere=True)
+        install(form, model, self.accelerator.autocast, self._say, mean_everywhere=True)
 
     def concatenated_forward(self, model, batch):
         """TRL's: log-probs (pairs,) of chosen and rejected, their logits (here mean logits), the NLL of the chosen."""

@@ -1,13 +1,13 @@
 """The packed form: a pair's unique tokens side by side in one row, under a mask that hides each answer from the other.
 
-A pair becomes a tree: the tokens that both rows begin with, once, then the rest of each row. Trees of different lengths
-stand side by side in the rows of the packed batch::
+Rows that begin alike become a tree: the tokens they begin with, once, then the rest of each row. Trees of different
+lengths stand side by side in the rows of the packed batch::
 
     TRL's rows                         one tree
     chosen    p p p c c c .            p p p c c r r r
     rejected  p p p r r r r            0 1 2 3 4 3 4 5    position ids
 
-A batch without pairs has one row per tree. It needs layers of plain attention that take any mask.
+A row that shares nothing is a tree by itself. The form needs layers of plain attention that take any mask.
 """
 
 import heapq
@@ -70,14 +70,13 @@ def lay_out(rows: Rows, width: int, multiple: int = 1) -> Packed:
 
     The packed rows' length is a multiple of `multiple`.
     """
-    moved = np.zeros_like(rows.used)  # the second row's own tokens follow all of the first's
-    if rows.partner.max() + 1 < len(rows.used):
-        half = len(moved) // 2
-        moved[half:] = (rows.used - rows.shared)[:half]
-    sizes = np.zeros(rows.partner.max() + 1, dtype=int)
-    np.maximum.at(sizes, rows.partner, rows.used + moved)
+    moved = np.zeros_like(rows.used)  # a row's own tokens follow those of the rows before it in its tree
+    sizes = np.zeros(rows.group.max() + 1, dtype=int)
+    for row, tree in enumerate(rows.group):
+        moved[row] = max(sizes[tree] - rows.shared[row], 0)
+        sizes[tree] = rows.used[row] + moved[row]
     starts, shape = place(sizes, width, multiple)
-    source = starts[rows.partner][:, None] + rows.steps + rows.own * moved[:, None]
+    source = starts[rows.group][:, None] + rows.steps + rows.own * moved[:, None]
 
     def packed(values: np.ndarray, empty: int = 0) -> torch.Tensor:
         flat = np.full(shape[0] * shape[1], empty, dtype=np.int64)
@@ -87,7 +86,7 @@ def lay_out(rows: Rows, width: int, multiple: int = 1) -> Packed:
     return Packed(
         input_ids=packed(rows.ids),
         position_ids=packed(rows.steps),
-        tree=packed(rows.partner[:, None], empty=-1),
+        tree=packed(rows.group[:, None], empty=-1),
         branch=packed(rows.own * np.arange(1, len(rows.ids) + 1)[:, None]),
         **way_back(rows, source, shape[0] * shape[1]),
     )

@@ -31,6 +31,7 @@ class Job(NamedTuple):
     columns: tuple[str, ...]
     keys: tuple[bytes, ...]
     tokens: int
+    prompt: bytes
 
 
 def row_key(ids: list[int], start: int, lengths_that_count: tuple = ()) -> bytes:
@@ -55,12 +56,14 @@ def reference_jobs(dataset: Dataset, max_length: int | None, mode: str, ld_alpha
     groups = [tuple(names)] if paired else [(name,) for name in names]
     jobs = []
     for row, example in enumerate(dataset.select_columns(["prompt_ids", *names])):
+        prompt = row_key(example["prompt_ids"], 0)
         for columns in groups:
             kept = [truncate(example["prompt_ids"], example[name], max_length, mode) for name in columns]
             # LD-DPO weighs what the longer completion has over the shorter one, so its sums belong to the pair
             weighing = () if ld_alpha is None else (ld_alpha, min(len(ids) - max(start, 1) for ids, start in kept))
             keys = tuple(row_key(ids, start, weighing) for ids, start in kept)
-            jobs.append(Job(row, columns, keys, kept[0][1] + sum(len(ids) - start for ids, start in kept)))
+            tokens = kept[0][1] + sum(len(ids) - start for ids, start in kept)
+            jobs.append(Job(row, columns, keys, tokens, prompt))
     return jobs
 
 
@@ -164,9 +167,14 @@ class ReferenceCache:
         return done
 
     def _batches(self, jobs: list[Job]) -> list[list[Job]]:
-        """The jobs in batches, the longest first: one that does not fit in memory fails at once."""
-        lengths = np.array([job.tokens for job in jobs])
-        order = np.argsort(-lengths, kind="stable")
+        """The jobs in batches, the longest first: one that does not fit in memory fails at once.
+
+        Those of one prompt stand together, which the fast forward then runs once for them.
+        """
+        lengths, longest = np.array([job.tokens for job in jobs]), {}
+        for job in jobs:
+            longest[job.prompt] = max(longest.get(job.prompt, 0), job.tokens)
+        order = np.array(sorted(range(len(jobs)), key=lambda i: (-longest[jobs[i].prompt], jobs[i].prompt, -lengths[i])))
         if rows := self.args.precompute_ref_batch_size:
             runs: Iterator = (order[i : i + rows] for i in range(0, len(order), rows))
         else:

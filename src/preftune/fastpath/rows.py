@@ -21,7 +21,8 @@ def why_not(model: PreTrainedModel, backbone: PreTrainedModel) -> str | None:
 
 def lay_out_for(backbone: PreTrainedModel, rows: Rows) -> Forked:
     """A batch in which nothing is shared, on the device of `backbone`."""
-    return forked.lay_out_for(backbone, replace(rows, shared=np.zeros_like(rows.shared)))
+    apart = replace(rows, shared=np.zeros_like(rows.shared), group=np.arange(len(rows.group)))
+    return forked.lay_out_for(backbone, apart)
 
 
 def run(backbone: PreTrainedModel, layout: Forked, **options: object) -> SimpleNamespace:
