@@ -9,11 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-CACHE = Path(tempfile.mkdtemp(prefix="preftune-tests-"))  # what an earlier session kept must not answer for today's code
-atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
-(Path.home() / ".cache/preftune/models").mkdir(parents=True, exist_ok=True)
-(CACHE / "models").symlink_to(Path.home() / ".cache/preftune/models")  # but the embedded models are what they are
-os.environ["PREFTUNE_CACHE"] = str(CACHE)
+os.environ["PREFTUNE_CACHE"] = tempfile.mkdtemp(prefix="preftune-tests-")  # nothing that an earlier session kept
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -23,6 +19,10 @@ import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 
+CACHE, MODELS = Path(os.environ["PREFTUNE_CACHE"]), Path.home() / ".cache/preftune/models"
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+MODELS.mkdir(parents=True, exist_ok=True)
+(CACHE / "models").symlink_to(MODELS)  # but the embedded models, which are unpacked once
 datasets.disable_caching()  # what an earlier run kept has another day's date, where a template writes one
 
 SMALL = [

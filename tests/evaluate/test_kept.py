@@ -1,6 +1,7 @@
-"""Scores that are kept: of the same weights alone, proved before they are believed, and what a fresh look would give."""
+"""Scores that are kept: of the same weights alone, proved before they are believed, and what fresh ones would be."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from preftune.data.load import load
 from preftune.evaluate import kept, pairs
+from preftune.evaluate.kept import Scorer
 from preftune.evaluate.pairs import PairScores
 from preftune.fastpath.reference_identity import model_identity
 from preftune.models import embedded
@@ -48,22 +50,23 @@ def equal(first: PairScores, second: PairScores) -> None:
 
 def test_the_same_weights_are_scored_once_whatever_holds_them(tiny, scored, tmp_path):
     model, tokenizer, rows = tiny
-    root = str(tmp_path)
+    scorer = Scorer(tokenizer, 256, False, root=str(tmp_path))
     fresh = pairs.score(model, tokenizer, rows, 256, bf16=False)
     for expected in (4, 1):  # the second time one pair, as a proof
-        equal(kept.score(model, tokenizer, rows, 256, False, root=root), fresh)
+        equal(scorer.score(model, rows), fresh)
         assert scored[-1] == expected
-    kept.score(model, tokenizer, rows.select([0, 2]), 256, False, root=root)
+    scorer.score(model, rows.select([0, 2]))
     assert scored[-1] == 1
-    kept.score(model, tokenizer, rows, 8, False, root=root)
+    replace(scorer, max_length=8).score(model, rows)
     assert scored[-1] == 4  # rows that are cut are others
-    kept.score(model, tokenizer, rows, 256, True, root=root)
+    replace(scorer, bf16=True).score(model, rows)
     assert scored[-1] == 4
 
 
 def test_an_adapter_is_its_base_until_it_has_learned_and_where_it_is_off(tiny, scored, tmp_path):
     model, tokenizer, rows = tiny
-    before = kept.score(model, tokenizer, rows, 256, False, root=str(tmp_path))
+    scorer = Scorer(tokenizer, 256, False, root=str(tmp_path))
+    before = scorer.score(model, rows)
     base = model_identity(model, "no")[0]
     adapted = get_peft_model(model, LORA)
     assert model_identity(adapted, "no")[0] == base
@@ -72,14 +75,17 @@ def test_an_adapter_is_its_base_until_it_has_learned_and_where_it_is_off(tiny, s
             if "lora_B" in name:
                 weight += 0.1
     assert model_identity(adapted, "no")[0] != base
-    after = kept.score(adapted, tokenizer, rows, 256, False, root=str(tmp_path))
+    after = scorer.score(adapted, rows)
     assert scored == [4, 4] and (after.chosen - before.chosen).abs().max() > 1e-3
     with adapted.disable_adapter():
-        equal(kept.score(adapted, tokenizer, rows, 256, False, root=str(tmp_path)), before)
+        equal(scorer.score(adapted, rows), before)
     assert scored == [4, 4, 1]
 
 
-@pytest.mark.parametrize("change", [{"init_lora_weights": "pissa"}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}])
+AT_ONCE = [{"init_lora_weights": "pissa"}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}]
+
+
+@pytest.mark.parametrize("change", AT_ONCE)
 def test_an_adapter_that_may_differ_from_its_base_at_once_is_itself(tiny, change):
     model = tiny[0]
     base = model_identity(model, "no")[0]
@@ -90,10 +96,11 @@ def test_numbers_that_are_not_the_models_are_not_believed(tiny, scored, tmp_path
     model, tokenizer, rows = tiny
     sides = [pairs.sequences(row, 256) for row in pairs.tokenized(rows, pairs.PAIRS, tokenizer)]
     wrong = {kept.row_key(ids, start): -1.0 for row in sides for ids, start in row}
-    found = kept.score(model, tokenizer, rows, 256, False, root=str(tmp_path), just_now=wrong)
+    scorer = Scorer(tokenizer, 256, False, root=str(tmp_path))
+    found = scorer.score(model, rows, just_now=wrong)
     equal(found, pairs.score(model, tokenizer, rows, 256, bf16=False))
     assert scored == [1, 4]
-    equal(kept.score(model, tokenizer, rows, 256, False, root=str(tmp_path)), found)
+    equal(scorer.score(model, rows), found)
 
 
 @pytest.mark.parametrize("recipe", ["dpo", "kto"])

@@ -78,7 +78,8 @@ def again(composed, finished, *overrides):
 
 
 def test_what_is_finished_and_unchanged_is_kept(composed, finished, capsys):
-    summary = again(composed, finished, "train.logging_steps=2", "health.action=stop")  # what is said, not what is learnt
+    said = ["train.logging_steps=2", "health.action=stop"]  # and not what is learnt
+    summary = again(composed, finished, *said)
     assert capsys.readouterr().out.count("finished before of the same inputs, kept") == 5  # with the merged model
     assert {**summary, "seconds": 0} == {**finished[1], "seconds": 0}
 

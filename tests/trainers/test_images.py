@@ -239,7 +239,8 @@ def test_rows_that_do_not_render_are_left_out_where_that_is_asked(run, pictures,
 
 
 def test_a_pipeline_hands_the_images_on_and_exports_a_model_that_reads_them(run, pictures):
-    cfg = run("sft_dpo", pictures, "data.eval_fraction=0.25", "lora=lora", "samples=1", "pipeline.stages=[sft,preference,export]")
+    stages = "pipeline.stages=[sft,preference,export]"
+    cfg = run("sft_dpo", pictures, "data.eval_fraction=0.25", "lora=lora", "samples=1", stages)
     run_stages(cfg)
     assert AutoProcessor.from_pretrained(Path(cfg.output_dir) / "exported").image_processor
 

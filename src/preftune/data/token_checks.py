@@ -1,5 +1,6 @@
 """What can be wrong with the tokens of a row: what the trainer will see, tokenized as TRL does it."""
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -84,6 +85,12 @@ def options(batch: dict[str, list]) -> list[dict]:
 def sequences(row: Row, max_length: int | None) -> list[tuple[list[int], int]]:
     """(prompt + answer, where the answer begins) for each answer, cut as the trainer cuts them."""
     return [((row.prompt + ids)[:max_length], len(row.prompt)) for ids in row.answers.values()]
+
+
+def row_key(ids: list[int], start: int, lengths_that_count: tuple = ()) -> bytes:
+    """The key of a completion: `ids` are prompt and completion as they are scored (truncated), it begins at `start`."""
+    content = np.asarray([start, *ids], "<i4").tobytes() + repr(lengths_that_count).encode()
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def ids_of(

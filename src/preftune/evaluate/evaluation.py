@@ -20,9 +20,10 @@ from preftune.data.load import load as load_data
 from preftune.data.shapes import DEMONSTRATIONS, PAIRS
 from preftune.data.token_checks import answered, sequences, tokenized
 from preftune.data.views import KINDS
-from preftune.evaluate import generation, judge, kept, lm_tasks, pairs, subjects
+from preftune.evaluate import generation, judge, lm_tasks, pairs, subjects
 from preftune.evaluate.generation import divergence, sampled
 from preftune.evaluate.judge import Judge, RewardModel, Rule, win_rate
+from preftune.evaluate.kept import Scorer
 from preftune.evaluate.lm_tasks import results
 from preftune.evaluate.pairs import PairScores, implicit_rewards, log_probs, perplexity
 from preftune.evaluate.statistics import at_equal_length, interval
@@ -220,7 +221,7 @@ def scores(
     model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, data: HeldOut, cfg: DictConfig, bf16: bool
 ) -> PairScores:
     """The log-probs that a model gives the held-out pairs."""
-    return kept.score(model, tokenizer, data.pairs, data.max_length, bf16)
+    return Scorer(tokenizer, data.max_length, bf16).score(model, data.pairs)
 
 
 def sft_perplexity(

@@ -1,6 +1,7 @@
 """What a model says of held-out pairs, computed once: kept beside the reference log-probs, by the model's weights."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,51 +10,64 @@ from transformers import PreTrainedTokenizerBase
 
 from preftune.config.processes import world_size
 from preftune.data.shapes import PAIRS
-from preftune.data.token_checks import sequences, tokenized
-from preftune.evaluate.pairs import Lend, PairScores, log_probs
-from preftune.fastpath.reference_cache import beyond_rounding, row_key
+from preftune.data.token_checks import row_key, sequences, tokenized
+from preftune.evaluate.pairs import Lend, PairScores, Row, log_probs
+from preftune.fastpath.reference_cache import beyond_rounding
 from preftune.fastpath.reference_identity import model_identity
 from preftune.fastpath.reference_store import ReferenceStore, default_root
 
 NOTHING: Mapping[bytes, float] = {}
 
 
-def score(
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Dataset,
-    max_length: int | None,
-    bf16: bool,
-    lend: Lend = "form",
-    root: str | None = None,
-    just_now: Mapping[bytes, float] = NOTHING,
-) -> PairScores:
-    """`pairs.score` without what is known already: of these weights from `root`, or `just_now`, by `row_key`.
+@dataclass(frozen=True)
+class Scorer:
+    """Scores pairs as `pairs.score` does, but those that are known already: of the same weights, from `root`.
 
-    One known pair is computed again, and all are where it differs by more than rounding. Several processes, among which
-    weights may be shared out, keep nothing.
+    Several processes, among which weights may be shared out, keep nothing.
     """
-    rows = [sequences(row, max_length) for row in tokenized(pairs, PAIRS, tokenizer)]
-    keys = [[row_key(ids, start) for ids, start in row] for row in rows]
-    identity = model_identity(model, "bf16" if bf16 else "no") if world_size() == 1 else None
-    store = identity and ReferenceStore(Path(root).expanduser() if root else default_root(), *identity)
-    kept = store.read() if store else {}
-    known = {**kept, **just_now} if store else {}
 
-    def compute(places: list[int]) -> dict[bytes, float]:
-        if not places:
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int | None
+    bf16: bool
+    lend: Lend = "form"
+    root: str | None = None  # the folder of the reference cache; None: its usual place
+
+    def score(self, model: torch.nn.Module, pairs: Dataset, just_now: Mapping[bytes, float] = NOTHING) -> PairScores:
+        """The PairScores of `model`. `just_now` are log-probs by `row_key` that it is known to give as it is now.
+
+        One known pair is computed again, and all are where it differs by more than rounding.
+        """
+        rows = [sequences(row, self.max_length) for row in tokenized(pairs, PAIRS, self.tokenizer)]
+        store = self._store(model) if world_size() == 1 else None
+        before = store.read() if store else {}
+        known = {**before, **just_now} if store else {}
+        complete = [i for i, row in enumerate(rows) if known.keys() >= keys(row)]
+        proof = min(complete, key=lambda i: len(rows[i][0][0]), default=None)
+        found = self._compute(model, [row for i, row in enumerate(rows) if i not in set(complete) - {proof}])
+        if any(beyond_rounding(known[key], found[key], model, self.bf16) for key in found.keys() & known.keys()):
+            known, found = {}, self._compute(model, rows)
+        known |= found
+        if store:
+            store.append({key: known[key] for row in rows for key in keys(row) if before.get(key) != known[key]})
+        sums = torch.tensor([[known[row_key(*side)] for side in row] for row in rows], dtype=torch.float64)
+        tokens = torch.tensor([[max(len(ids) - max(start, 1), 1) for ids, start in row] for row in rows]).double()
+        return PairScores(*sums.T, *tokens.T)
+
+    def _store(self, model: torch.nn.Module) -> ReferenceStore:
+        root = Path(self.root).expanduser() if self.root else default_root()
+        return ReferenceStore(root, *model_identity(model, "bf16" if self.bf16 else "no"))
+
+    def _compute(self, model: torch.nn.Module, rows: list[list[Row]]) -> dict[bytes, float]:
+        if not rows:
             return {}
-        sums, _ = log_probs(model, tokenizer, [rows[i] for i in places], bf16, lend)
-        return {key: value for i, each in zip(places, sums.T.tolist(), strict=True) for key, value in zip(keys[i], each)}
+        sums, _ = log_probs(model, self.tokenizer, rows, self.bf16, self.lend)
+        return {
+            row_key(*side): value
+            for row, values in zip(rows, sums.T.tolist(), strict=True)
+            for side, value in zip(row, values, strict=True)
+        }
 
-    missing = [i for i, each in enumerate(keys) if not known.keys() >= set(each)]
-    proof = min(set(range(len(rows))) - set(missing), key=lambda i: len(rows[i][0][0]), default=None)
-    again = compute([*missing, *([] if proof is None else [proof])])
-    if proof is not None and any(beyond_rounding(known[key], again[key], model, bf16) for key in keys[proof]):
-        known, again = {}, compute(list(range(len(rows))))
-    known |= again
-    if store:
-        store.append({key: known[key] for each in keys for key in each if kept.get(key) != known[key]})
-    sums = torch.tensor([[known[key] for key in each] for each in keys], dtype=torch.float64).T
-    tokens = torch.tensor([[max(len(ids) - max(start, 1), 1) for ids, start in row] for row in rows]).double().T
-    return PairScores(*sums, *tokens)
+
+def keys(row: list[Row]) -> set[bytes]:
+    """The keys of a row's answers."""
+    return {row_key(*side) for side in row}

@@ -7,7 +7,8 @@ from omegaconf import DictConfig
 from transformers import Trainer
 
 from preftune.data.load import Data
-from preftune.evaluate import generation, kept
+from preftune.evaluate import generation
+from preftune.evaluate.kept import Scorer
 from preftune.evaluate.pairs import Lend, PairScores, implicit_rewards
 from preftune.evaluate.statistics import interval
 from preftune.models import sharding
@@ -32,16 +33,8 @@ def take_snapshot(name: str, trainer: Trainer, data: Data, cfg: DictConfig) -> S
     prompts = generation.prompts(data.eval_pairs, cfg.samples)
     bf16 = bool(cfg.hardware.bf16)
     with sharding.whole(trainer.model):
-        scores = kept.score(
-            trainer.model,
-            tokenizer,
-            data.eval_pairs,
-            cfg.train.max_length,
-            bf16,
-            lend,
-            root=cfg.fastpath.reference_cache,
-            just_now=just_evaluated(trainer),
-        )
+        scorer = Scorer(tokenizer, cfg.train.max_length, bf16, lend, cfg.fastpath.reference_cache)
+        scores = scorer.score(trainer.model, data.eval_pairs, just_evaluated(trainer))
         texts = generation.answers(trainer.model, tokenizer, prompts, bf16=bf16)
     return Snapshot(name, scores, {prompt[-1]["content"]: text for prompt, text in zip(prompts, texts, strict=True)})
 

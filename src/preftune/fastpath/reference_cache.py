@@ -1,6 +1,5 @@
 """Reference log-probs computed once, whatever the loss, its β, the seed or the output directory, and kept on disk."""
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -13,6 +12,7 @@ from accelerate.utils import broadcast_object_list, gather_object, tqdm
 from datasets import Dataset, concatenate_datasets
 from transformers import Trainer
 
+from preftune.data.token_checks import row_key
 from preftune.fastpath.batches import budgeted
 from preftune.fastpath.reference_identity import reference_identity
 from preftune.fastpath.reference_store import ReferenceStore, default_root, shrink
@@ -32,12 +32,6 @@ class Job(NamedTuple):
     keys: tuple[bytes, ...]
     tokens: int
     prompt: bytes
-
-
-def row_key(ids: list[int], start: int, lengths_that_count: tuple = ()) -> bytes:
-    """The key of a completion: `ids` are prompt and completion as they are scored (truncated), it begins at `start`."""
-    content = np.asarray([start, *ids], "<i4").tobytes() + repr(lengths_that_count).encode()
-    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def truncate(prompt: list[int], answer: list[int], max_length: int | None, mode: str) -> tuple[list[int], int]:
@@ -174,7 +168,9 @@ class ReferenceCache:
         lengths, longest = np.array([job.tokens for job in jobs]), {}
         for job in jobs:
             longest[job.prompt] = max(longest.get(job.prompt, 0), job.tokens)
-        order = np.array(sorted(range(len(jobs)), key=lambda i: (-longest[jobs[i].prompt], jobs[i].prompt, -lengths[i])))
+        order = np.array(
+            sorted(range(len(jobs)), key=lambda i: (-longest[jobs[i].prompt], jobs[i].prompt, -lengths[i]))
+        )
         if rows := self.args.precompute_ref_batch_size:
             runs: Iterator = (order[i : i + rows] for i in range(0, len(order), rows))
         else:

@@ -87,10 +87,9 @@ def _named(model: torch.nn.Module, state: dict, adapter: str | None, mixed_preci
     """The hash of a model of these tensors under the settings of its configuration and adapter, and it in words."""
     digest = weights_digest(state)
     config = {key: value for key, value in model.config.to_dict().items() if key not in UNIMPORTANT}
-    if adapter is not None:
-        fields = model.peft_config[adapter].to_dict()
-        adapter = {key: value for key, value in fields.items() if key not in UNIMPORTANT_TO_ADAPTERS}
-    settings = json.dumps([config, adapter, mixed_precision], sort_keys=True, default=plain)
+    fields = model.peft_config[adapter].to_dict() if adapter else {}
+    added = {key: value for key, value in fields.items() if key not in UNIMPORTANT_TO_ADAPTERS} or None
+    settings = json.dumps([config, added, mixed_precision], sort_keys=True, default=plain)
     digest.update(settings.encode())
     floating = [str(tensor.dtype).removeprefix("torch.") for tensor in state.values() if tensor.is_floating_point()]
     quantization = config.get("quantization_config") or {}

@@ -16,7 +16,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 
-from preftune.fastpath.reference_cache import row_key
+from preftune.data.token_checks import row_key
 from preftune.trainers.evaluation_means import EvaluationMeans
 
 
