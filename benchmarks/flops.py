@@ -18,6 +18,8 @@ from preftune.fastpath.applies import FORMS, backbone
 from preftune.fastpath.layout import IGNORED, read_rows
 from preftune.plan.measure import COUNTED
 
+ANY_WIDTH = 10**6  # at which whatever rows begin with in common is run once
+
 # No product that is added in place is counted by PyTorch, as the backward of TRL's head on CPU is
 UNCOUNTED = COUNTED | {torch.ops.aten.addmm_: lambda added, left, right, **_: 2 * left[0] * left[1] * right[1]}
 
@@ -32,12 +34,15 @@ class Forward:
     learned: bool = True
     everywhere: bool = False  # the head runs over all positions, whatever the labels
 
-    def shape(self, form: str | None, backbone: PreTrainedModel) -> list[float]:
-        """Tokens, tokens × what attention runs each against, and positions scored; `form` None: as TRL runs it."""
+    def shape(self, form: str | None, backbone: PreTrainedModel, width: int) -> list[float]:
+        """Tokens, tokens × what attention runs each against, and positions scored; `form` None: as TRL runs it.
+
+        `width` weighs what rows share against what attention runs more.
+        """
         if form is None:
             rows, columns = self.ids.shape
             return [rows * columns, rows * columns * columns, rows * columns]
-        layout = FORMS[form].lay_out_for(backbone, read_rows(self.ids, self.labels, backbone.config.hidden_size))
+        layout = FORMS[form].lay_out_for(backbone, read_rows(self.ids, self.labels, width))
         scored = int((layout.counts > 0).sum()) if self.everywhere else len(layout.picks)
         if form == "packed":
             rows, columns = layout.input_ids.shape
@@ -73,9 +78,9 @@ def features(trainer, inputs: dict, form: str | None) -> list[float]:
     shapes = []
     for forward in forwards(trainer, inputs):
         if form == "alone":
-            shapes += np.sum([each.shape("packed", text) for each in alone(forward)], axis=0).tolist()
+            shapes += np.sum([each.shape("packed", text, ANY_WIDTH) for each in alone(forward)], axis=0).tolist()
         else:
-            shapes += forward.shape(form, text)
+            shapes += forward.shape(form, text, text.config.hidden_size)
     return shapes
 
 

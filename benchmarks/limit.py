@@ -30,7 +30,7 @@ class Limit:
         base = self.model.get_base_model() if is_peft_model(self.model) else self.model
         for forward in flops.forwards(self.trainer, inputs):
             for one in flops.alone(forward):
-                layout = lay_out(read_rows(one.ids, one.labels, one.pairs), base.config.hidden_size)
+                layout = lay_out(read_rows(one.ids, one.labels, flops.ANY_WIDTH), base.config.hidden_size)
                 with torch.set_grad_enabled(learn and one.learned), self.trainer.accelerator.autocast():
                     hidden = base.base_model(input_ids=layout.input_ids, use_cache=False).last_hidden_state[0]
                     logits = base.get_output_embeddings()(hidden[layout.picks])

@@ -70,6 +70,8 @@ def test_the_summary_spans_both_stages(finished):
     assert summary["margin_before"] == 0
     assert {"prompt", "before", "after"} == summary["samples"][0].keys()
     assert summary["seconds"] > 0
+    assert len(summary["stages"]["sft"]["snapshots"]) == 1  # the next stage's start is its end
+    assert "The next stage measured the result" in (Path(cfg.output_dir) / "sft" / "report.html").read_text()
 
 
 def again(composed, finished, *overrides):
@@ -123,7 +125,7 @@ def test_a_pipeline_starts_from_an_adapter(composed, finished, tmp_path):
     adapter = Path(finished[0].output_dir) / "sft" / "model"
     more = ["pipeline.stages=[preference]", "model=path", f"model.path={adapter}", f"output_dir={tmp_path / 'onward'}"]
     summary = run_stages(composed("sft_dpo", *STAGES, *more))
-    sft = finished[1]["snapshots"][1]
+    sft = finished[1]["snapshots"][1]  # at its end
     assert summary["snapshots"][0]["perplexity"] == pytest.approx(sft["perplexity"], rel=1e-5)
 
 

@@ -40,7 +40,10 @@ def take_snapshot(name: str, trainer: Trainer, data: Data, cfg: DictConfig) -> S
 
 
 def summarize(trainer: Trainer, snapshots: list[Snapshot | None], held_out: dict) -> dict:
-    """summary.json: perplexity at the start, accuracies, margins, log-probs at each snapshot, samples, last metrics."""
+    """summary.json: perplexity at the start, accuracies, margins, log-probs at each snapshot, samples, last metrics.
+
+    A stage whose result the next one looks at has the snapshot of its start alone.
+    """
     summary = {
         "loss": getattr(trainer.args, "loss_type", None) or trainer._name.lower(),
         "reference_forwards": getattr(trainer, "reference_forwards", None),
@@ -54,8 +57,11 @@ def summarize(trainer: Trainer, snapshots: list[Snapshot | None], held_out: dict
         summary |= {"accuracy_after": accuracy, "accuracy_ci": list(interval(accuracy, count)), "pairs": count}
     if None in snapshots:
         return summary
-    first, last = snapshots
+    first, last = snapshots[0], snapshots[-1]
     rows = [{"name": each.name, **each.scores.summary()} for each in snapshots]
+    if last is first:
+        answers = [{"prompt": prompt, "before": answer} for prompt, answer in first.answers.items()]
+        return summary | {"perplexity": rows[0]["perplexity"], "snapshots": rows, "samples": answers}
     if beta := getattr(trainer, "beta", None):
         rows[-1] |= implicit_rewards(last.scores, first.scores, beta)
     return summary | {
@@ -85,10 +91,10 @@ def last_evaluation(trainer: Trainer) -> dict:
 def combine(summaries: dict[str, dict]) -> dict:
     """A pipeline's summary: its last training stage's own, seen from the model that the first one started with."""
     first, last = list(summaries.values())[0], list(summaries.values())[-1]
-    if len(summaries) == 1 or not (first["snapshots"] and last["snapshots"]):  # one stage, or no held-out pairs
+    if first is last or not (first["snapshots"] and last["snapshots"]):  # one stage, or no held-out pairs
         return last | {"stages": summaries}
-    start, after = first["snapshots"][0], first["snapshots"][-1]["name"]
-    snapshots = [start, {**last["snapshots"][0], "name": after}, *last["snapshots"][1:]]
+    start, before = first["snapshots"][0], [*summaries][-2]
+    snapshots = [start, {**last["snapshots"][0], "name": f"after {before}"}, *last["snapshots"][1:]]
     answers = zip(first["samples"], last["samples"], strict=True)
     return last | {
         "snapshots": snapshots,

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -78,7 +79,7 @@ def trained(progress: Progress, name: str, **changes: object) -> None:
             lineage.record(folder, made_of)
         if not (folder / "summary.json").exists():
             loss = name if name != PREFERENCE else progress.choices.get("loss", PREFERENCE)
-            training.stage(cfg, progress.choices | {"loss": loss})
+            training.stage(cfg, progress.choices | {"loss": loss}, looks_back=not looked_at_by_next(progress, name))
             sharding.forget()
         elif main_process():  # it was killed in its last moments
             directory.mark_finished(folder)
@@ -88,6 +89,15 @@ def trained(progress: Progress, name: str, **changes: object) -> None:
         wait_for_all()
     progress.summaries[name] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     progress.result = folder / "model"
+
+
+def looked_at_by_next(progress: Progress, name: str) -> bool:
+    """Whether the next stage trains the result of this one: it looks at it first, at the same held-out pairs."""
+    cfg = progress.cfg
+    following = dict(pairwise(cfg.pipeline.stages)).get(name)
+    if following is None or "ways" in cfg.pipeline:  # ways go on from one start, not from each other
+        return False
+    return following == PREFERENCE or "loss" in (cfg.get(following) or {})
 
 
 def needed(folder: Path, made_of: dict[str, object]) -> bool:

@@ -102,7 +102,9 @@ def resume(record: Record) -> str:
 
 def results(record: Record) -> list[str]:
     """What the training changed on the held-out pairs."""
-    if len(record.snapshots) < 2:
+    if len(record.snapshots) == 1:
+        return ["The next stage measured the result, before it trained that further."]
+    if not record.snapshots:
         return ["The data has no held-out pairs, so the result was not measured."]
     first, last, told = record.snapshots[0], record.snapshots[-1], []
     if (accuracy := finite(last.get("reward_accuracy"))) is not None:

@@ -220,8 +220,9 @@ class Tracker:
             return
         self.wandb.summary.update({k: v for k, v in summary.items() if isinstance(v, (bool, int, float, str))})
         step = self.wandb.summary.get("train/global_step")
-        if step not in {row["step"] for row in self.sampled} and summary.get("samples"):
-            self.samples(step, [row | {"answer": row["after"]} for row in summary["samples"]])
+        answered = [row | {"answer": row["after"]} for row in summary.get("samples") or [] if "after" in row]
+        if answered and step not in {row["step"] for row in self.sampled}:
+            self.samples(step, answered)
 
     @advice("W&B")
     def data_findings(self, findings: list[dict]) -> None:

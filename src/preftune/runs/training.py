@@ -55,6 +55,7 @@ class Run:
     tracker: Tracker
     findings: Findings
     interruption: Interruption
+    looks_back: bool = True  # at what it has trained; the next stage of a pipeline does, before it trains that further
 
     def write(self, name: str, value: object) -> None:
         """A file of the run, as JSON, by the main process alone."""
@@ -69,10 +70,11 @@ def train(cfg: DictConfig, choices: dict[str, str] | None = None) -> dict:
     return summary
 
 
-def stage(cfg: DictConfig, choices: dict[str, str] | None = None) -> dict:
+def stage(cfg: DictConfig, choices: dict[str, str] | None = None, looks_back: bool = True) -> dict:
     """One training job from config to report: checks, data, model, trainer, gate, training, evaluation, files, W&B.
 
-    `choices` names the files that the config was composed of; without it Hydra is asked. Returns what summary.json
+    `choices` names the files that the config was composed of; without it Hydra is asked. `looks_back`: whether the
+    held-out pairs are scored and answered after training as before it. Returns what summary.json
     holds. Raises ConfigError, RunError, DataError or ModelError before anything is trained, each with a remedy; Stopped
     where a guard ends the run, Interrupted where a signal does. Whatever ends it, its report is written.
     """
@@ -84,7 +86,7 @@ def stage(cfg: DictConfig, choices: dict[str, str] | None = None) -> dict:
         Interruption() as interruption,
         Tracker(cfg, path, choices) as tracker,
     ):
-        run = Run(cfg, path, choices, tracker, Findings(path, tracker.alert), interruption)
+        run = Run(cfg, path, choices, tracker, Findings(path, tracker.alert), interruption, looks_back)
         try:
             return carried_out(run)
         finally:
@@ -125,7 +127,8 @@ def carried_out(run: Run) -> dict:
     held_out = last_evaluation(trainer) if trainer.eval_dataset is not None else {}
     save_whole(run.path / "model", lambda folder: save(trainer, folder))
     proofs.after_saving(run.path / "model")
-    snapshots.append(snapshot(f"after {run.choices.get('loss', 'training')}", trainer, data, run.cfg))
+    if run.looks_back:
+        snapshots.append(snapshot(f"after {run.choices.get('loss', 'training')}", trainer, data, run.cfg))
     summary = summarize(trainer, snapshots, held_out) | {
         "gate": gate,
         "plan": planned,
