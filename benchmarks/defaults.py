@@ -17,7 +17,7 @@ from benchmarks.memory import PAGE, publish
 RECIPES = ("dpo", "kto", "orpo", "sft", "sft_dpo")
 RESULTS = Path(__file__).parent / "results" / "defaults.json"
 MARKS = ("<!-- table: python -m benchmarks.defaults -->", "<!-- end of table -->")
-MEASURED = ("perplexity", "logp_accuracy")  # of held-out pairs, before and after
+MEASURED = ("perplexity", "logp_accuracy", "reward_accuracy")  # of held-out pairs, before and after
 
 
 def run(recipe: str, folder: Path) -> dict:
@@ -31,7 +31,7 @@ def run(recipe: str, folder: Path) -> dict:
         summary = json.loads(path.read_text())
         if summary.get("measured") and not (path.parent / "sft").exists():  # a pipeline repeats its last stage's
             kept = {name: summary[name] for name in ("plan", "measured", "seconds")}
-            shots = [{name: shot[name] for name in MEASURED} for shot in summary["snapshots"]]
+            shots = [{name: shot.get(name) for name in MEASURED} for shot in summary["snapshots"]]
             trainings.append(kept | {"stage": path.parent.name if recipe == "sft_dpo" else "", "held_out": shots})
     found = {"recipe": recipe, "exit_code": done.returncode, "seconds": round(seconds, 1), "trainings": trainings}
     if done.returncode:
@@ -47,7 +47,7 @@ def beside(planned: float, measured: float, digits: int) -> str:
 def table(found: list[dict]) -> list[str]:
     """The table of docs/plan.md: a line per training."""
     heads = ["recipe", "exit", "in all, s", "planned, GB", "measured", "", "by its first steps, s", "measured", ""]
-    heads += ["perplexity", "accuracy by log-prob"]
+    heads += ["perplexity", "accuracy by log-prob", "of rewards"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in found:
         for training in row["trainings"]:
@@ -57,6 +57,8 @@ def table(found: list[dict]) -> list[str]:
             pace = beside(ahead, measured["seconds"], 0) if ahead else f"– | {measured['seconds']:.0f} | "
             perplexity = " → ".join(f"{shot['perplexity']:.1f}" for shot in shots)
             accuracy = " → ".join(f"{shot['logp_accuracy']:.0%}" for shot in shots)
+            rewards = shots[-1]["reward_accuracy"]
+            accuracy += f" | {'–' if rewards is None else f'{rewards:.0%}'}"
             first = f"{row['recipe']} {training['stage']}".strip() + f" | {row['exit_code']} | {row['seconds']:.0f}"
             lines.append(f"| {first} | {memory} | {pace} | {perplexity} | {accuracy} |")
     return lines

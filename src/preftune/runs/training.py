@@ -116,7 +116,7 @@ def carried_out(run: Run) -> dict:
     describe(run, trainer, data)
     snapshots = [snapshot("start", trainer, data, run.cfg)]
     gate = pass_gate(run, data, snapshots[0])
-    monitor, pace = watch(run, trainer, data, snapshots[0]), Pace()
+    monitor, pace = watch(run, trainer, data, snapshots[0]), Pace(held_out_rows(trainer))
     trainer.add_callback(pace)
     proofs = EndProofs(trainer, run.findings, data.eval_pairs)
     trainer.add_callback(proofs)
@@ -236,6 +236,12 @@ def compare_with_plan(planned: dict | None, trainer: Trainer, pace: Pace, memory
     by_first_steps = pace.seconds and round(pace.seconds, 1)
     found = {"memory_gb": round(memory_gb, 3), "seconds": round(seconds[-1], 1)}
     return found | {"seconds_by_first_steps": by_first_steps}
+
+
+def held_out_rows(trainer: Trainer) -> int:
+    """The rows of all held-out sets; 0 where they have no length."""
+    sets = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"eval": trainer.eval_dataset}
+    return sum(len(each) for each in sets.values() if hasattr(each, "__len__"))
 
 
 def describe(run: Run, trainer: Trainer, data: Data) -> None:
