@@ -103,6 +103,16 @@ def test_numbers_that_are_not_the_models_are_not_believed(tiny, scored, tmp_path
     equal(scorer.score(model, rows), found)
 
 
+def test_what_is_no_number_is_not_kept(tiny, scored, tmp_path):
+    model, tokenizer, rows = tiny
+    scorer = Scorer(tokenizer, 256, False, root=str(tmp_path))
+    with torch.no_grad():
+        model.get_output_embeddings().weight.fill_(torch.nan)
+    assert scorer.score(model, rows).chosen.isnan().all()
+    scorer.score(model, rows)
+    assert scored == [4, 4]
+
+
 @pytest.mark.parametrize("recipe", ["dpo", "kto"])
 @pytest.mark.parametrize("adapter", ["lora", "none"])
 def test_what_a_run_says_of_its_result_is_what_the_saved_model_says(composed, recipe, adapter):

@@ -1,5 +1,6 @@
 """What a model says of held-out pairs, computed once: kept beside the reference log-probs, by the model's weights."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,8 @@ class Scorer:
             known, found = {}, self._compute(model, rows)
         known |= found
         if store:
-            store.append({key: known[key] for row in rows for key in keys(row) if before.get(key) != known[key]})
+            new = {key: known[key] for row in rows for key in keys(row) if before.get(key) != known[key]}
+            store.append({key: value for key, value in new.items() if math.isfinite(value)})
         sums = torch.tensor([[known[row_key(*side)] for side in row] for row in rows], dtype=torch.float64)
         tokens = torch.tensor([[max(len(ids) - max(start, 1), 1) for ids, start in row] for row in rows]).double()
         return PairScores(*sums.T, *tokens.T)

@@ -97,7 +97,8 @@ def looked_at_by_next(progress: Progress, name: str) -> bool:
     following = dict(pairwise(cfg.pipeline.stages)).get(name)
     if following is None or "ways" in cfg.pipeline:  # ways go on from one start, not from each other
         return False
-    return following == PREFERENCE or "loss" in (cfg.get(following) or {})
+    own = [cfg.get(each) or {} for each in (name, following)]
+    return (following == PREFERENCE or "loss" in own[1]) and not any("data" in each for each in own)
 
 
 def needed(folder: Path, made_of: dict[str, object]) -> bool:

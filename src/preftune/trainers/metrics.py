@@ -199,7 +199,8 @@ class PerTokenMeans(EvaluationMeans):
 
 def by_row(inputs: dict, sums: torch.Tensor) -> dict[bytes, float]:
     """The log-probs `sums` (rows,) of a batch's completions by their row_key."""
-    rows = zip(inputs["input_ids"], inputs["attention_mask"].bool(), inputs["completion_mask"], strict=True)
+    ids, seen, scored = (inputs[name].cpu() for name in ("input_ids", "attention_mask", "completion_mask"))
+    rows = zip(ids, seen.bool(), scored, strict=True)
     keys = [row_key(ids[seen].tolist(), int(scored.argmax())) for ids, seen, scored in rows]
     return dict(zip(keys, sums.tolist(), strict=True))
 
