@@ -46,6 +46,16 @@ def test_a_healthy_run_states_each_proof(run, recipe, overrides, proved):
     assert summary["findings"] == 0
 
 
+def test_the_best_model_may_be_that_of_a_step_without_a_learning_rate(run):
+    """Warm-up begins at 0: where all that follows is worse, nothing has moved in the end, and that is no fault."""
+    steps = ["train.eval_strategy=steps", "train.eval_steps=1", "train.save_strategy=steps", "train.save_steps=1"]
+    worse = ["train.learning_rate=3.0", "train.max_steps=3", "+train.load_best_model_at_end=true"]
+    found, summary = run("lora=none", *steps, *worse, recipe="sft")
+    assert "saved_equals_memory" in found and summary["findings"] == 0
+    start, end = summary["snapshots"]
+    assert end["perplexity"] == pytest.approx(start["perplexity"], rel=1e-5)  # of what was saved, not of the last step
+
+
 @pytest.fixture
 def stopped_by(composed, monkeypatch, tmp_path):
     """The codes of the findings of a run whose training `spoil` has had its hand in."""

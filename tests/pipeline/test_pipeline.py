@@ -121,6 +121,20 @@ def test_an_unfinished_stage_goes_on_alone(composed, finished, capsys):
     assert "sft: finished before" in told and "resume: checkpoint-2" in told
 
 
+def test_a_stage_that_has_become_the_last_is_looked_at_without_training_it_again(composed, finished, capsys):
+    summary = again(composed, finished, "pipeline.stages=[sft]")
+    told = capsys.readouterr().out
+    assert "sft: no stage follows that measured its result" in told and "resume: checkpoint-2" in told
+    names = [each["name"] for each in summary["snapshots"]]
+    assert names == ["start", "after sft"] and "after" in summary["samples"][0]
+    assert summary["snapshots"][1]["perplexity"] == pytest.approx(finished[1]["snapshots"][1]["perplexity"], rel=1e-4)
+
+
+def test_one_that_is_the_last_now_and_of_other_inputs_is_trained_anew(composed, finished, capsys):
+    again(composed, finished, "pipeline.stages=[sft]", "sft.train.learning_rate=0.01")
+    assert "sft: rerun: train.learning_rate changed" in capsys.readouterr().out
+
+
 def test_a_pipeline_starts_from_an_adapter(composed, finished, tmp_path):
     adapter = Path(finished[0].output_dir) / "sft" / "model"
     more = ["pipeline.stages=[preference]", "model=path", f"model.path={adapter}", f"output_dir={tmp_path / 'onward'}"]

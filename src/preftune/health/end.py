@@ -34,7 +34,7 @@ class EndProofs(TrainerCallback):
         self.trainer, self.findings, self.pairs = trainer, findings, pairs
         self.weights: dict[str, str] = {}  # a hash of each parameter before the first step
         self.trained: set[str] = set()
-        self.highest_rate, self.begun_at = 0.0, 0
+        self.moves_from: int | None = None  # the first step with a learning rate
         self.failed: Finding | None = None
         self.start = self._reference()
 
@@ -42,18 +42,19 @@ class EndProofs(TrainerCallback):
         with advice("end-of-run proof of the weights"):
             self.trained = {name for name, each in self.trainer.model.named_parameters() if each.requires_grad}
             self.weights = hashes(self.trainer.model)
-            self.begun_at = state.global_step
 
     def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
         rates = [float(group["lr"]) for group in getattr(optimizer, "param_groups", [])]
-        self.highest_rate = max([self.highest_rate, *rates])
+        if self.moves_from is None and max(rates, default=0.0) > 0:
+            self.moves_from = state.global_step + 1
 
     def on_train_end(self, args, state, control, **kwargs):
         with advice("end-of-run proof of the weights"):
             now = hashes(self.trainer.model) if self.weights else {}
             moved = {name for name, value in now.items() if value != self.weights[name]}
-            back = args.load_best_model_at_end and (state.best_global_step or 0) <= self.begun_at  # resumed, no better
-            if now and self.highest_rate > 0 and not back:
+            began = self.moves_from
+            back = args.load_best_model_at_end and (state.best_global_step or 0) < (began or 0)  # none after was better
+            if now and began is not None and not back:
                 self._judge(trained_moved(moved & self.trained, self.trained, state.global_step))
             if frozen := now.keys() - self.trained:
                 self._judge(frozen_stayed(moved - self.trained, frozen, state.global_step))

@@ -72,6 +72,14 @@ def trained(progress: Progress, name: str, **changes: object) -> None:
     folder = Path(cfg.output_dir)
     wait_for_all()  # for the data that rank 0 may have written for it
     made_of = lineage.inputs(cfg, progress.model)
+    looks_back = not looked_at_by_next(progress, name)
+    if looks_back and unseen(folder) and lineage.stage_status(folder, made_of)[0] == "kept":
+        print(f"{name}: no stage follows that measured its result, so it is done now")
+        wait_for_all()
+        if main_process():
+            (folder / "summary.json").unlink()
+            lineage.record(folder, made_of)
+        wait_for_all()
     if needed(folder, made_of):
         cfg.resume = record.begun(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +87,7 @@ def trained(progress: Progress, name: str, **changes: object) -> None:
             lineage.record(folder, made_of)
         if not (folder / "summary.json").exists():
             loss = name if name != PREFERENCE else progress.choices.get("loss", PREFERENCE)
-            training.stage(cfg, progress.choices | {"loss": loss}, looks_back=not looked_at_by_next(progress, name))
+            training.stage(cfg, progress.choices | {"loss": loss}, looks_back)
             sharding.forget()
         elif main_process():  # it was killed in its last moments
             directory.mark_finished(folder)
@@ -89,6 +97,12 @@ def trained(progress: Progress, name: str, **changes: object) -> None:
         wait_for_all()
     progress.summaries[name] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     progress.result = folder / "model"
+
+
+def unseen(folder: Path) -> bool:
+    """Whether a finished stage left the look at its result to the one after it."""
+    path = folder / "summary.json"
+    return path.exists() and len(json.loads(path.read_text(encoding="utf-8")).get("snapshots") or []) == 1
 
 
 def looked_at_by_next(progress: Progress, name: str) -> bool:

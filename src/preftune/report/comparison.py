@@ -125,7 +125,8 @@ def compare(folders: list[Path]) -> Comparison:
         if len(each.last_stage.snapshots) > 1:
             finished.append(each)
         else:
-            why = "it held no pairs out" if each.last_stage.summary else verdict(each).headline
+            told = "its result was measured by the next stage" if each.last_stage.snapshots else "it held no pairs out"
+            why = told if each.last_stage.summary else verdict(each).headline
             notes.append(f"{each.path} is left out: {why}.")
     if not finished:
         raise ReportError("No run to compare:\n  " + "\n  ".join(notes))

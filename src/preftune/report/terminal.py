@@ -35,7 +35,8 @@ def table(summary: dict, run: Path) -> str:
                 title = f"“{sample['prompt']}”"
                 grid = Table(title=title, title_justify="left", show_header=False, show_lines=True, width=110)
                 for side in ("before", "after"):
-                    grid.add_row(side, sample[side])
+                    if side in sample:
+                        grid.add_row(side, sample[side])
                 console.print(grid)
         if "accuracy_ci" in summary:
             low, high = summary["accuracy_ci"]
