@@ -53,8 +53,9 @@ def of_stage(record: Record) -> Verdict:
         back = record.summary.get("rolled_back_to")
         count += f", and rolled back to {back}" if back else ""
         return Verdict(BAD, f"Not healthy: finished, with {count}", reasons + told, remedies)
-    onward = [f"Compare it: python -m recipes.compare {record.path} ANOTHER."]
-    if not record.has_evaluations:
+    left_to_next = len(record.snapshots) == 1
+    onward = [] if left_to_next else [f"Compare it: python -m recipes.compare {record.path} ANOTHER."]
+    if not record.has_evaluations and not left_to_next:
         how = "train.eval_strategy=steps train.eval_steps=50 would show when it was best"
         onward.insert(0, f"Its held-out pairs were scored before and after only: {how}.")
     onward.insert(0, f"The result lies in {record.path / 'model'}.")
