@@ -65,6 +65,7 @@ class HeldOut:
     pairs: Dataset
     demonstrations: Dataset | None
     max_length: int | None
+    cache: str | None  # the run's own folder of reference log-probs, where scores are kept
 
 
 def run(cfg: DictConfig) -> str:
@@ -179,7 +180,8 @@ def held_out(cfg: DictConfig, teacher: Subject, tokenizer: PreTrainedTokenizerBa
             ) from None
     if found is None or not len(found):
         raise EvaluationError(f"{teacher.name} held no pairs out (data.eval_split, data.eval_fraction): eval_data=FILE")
-    return HeldOut(found.select(range(min(len(found), cfg.max_pairs or len(found)))), shown, length)
+    cache = None if teacher.cfg is None else OmegaConf.select(teacher.cfg, "fastpath.reference_cache")
+    return HeldOut(found.select(range(min(len(found), cfg.max_pairs or len(found)))), shown, length, cache)
 
 
 def whole_set(path: object, view: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
@@ -221,7 +223,7 @@ def scores(
     model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, data: HeldOut, cfg: DictConfig, bf16: bool
 ) -> PairScores:
     """The log-probs that a model gives the held-out pairs."""
-    return Scorer(tokenizer, data.max_length, bf16).score(model, data.pairs)
+    return Scorer(tokenizer, data.max_length, bf16, root=data.cache).score(model, data.pairs)
 
 
 def sft_perplexity(

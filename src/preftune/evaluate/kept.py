@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -39,19 +40,21 @@ class Scorer:
         One known pair is computed again, and all are where it differs by more than rounding.
         """
         rows = [sequences(row, self.max_length) for row in tokenized(pairs, PAIRS, self.tokenizer)]
+        keys = [[row_key(*side) for side in row] for row in rows]
         store = self._store(model) if world_size() == 1 else None
         before = store.read() if store else {}
         known = {**before, **just_now} if store else {}
-        complete = [i for i, row in enumerate(rows) if known.keys() >= keys(row)]
+        complete = {i for i, row in enumerate(keys) if known.keys() >= set(row)}
         proof = min(complete, key=lambda i: len(rows[i][0][0]), default=None)
-        found = self._compute(model, [row for i, row in enumerate(rows) if i not in set(complete) - {proof}])
+        asked = [i for i in range(len(rows)) if i not in complete - {proof}]
+        found = self._compute(model, [rows[i] for i in asked], [keys[i] for i in asked])
         if any(beyond_rounding(known[key], found[key], model, self.bf16) for key in found.keys() & known.keys()):
-            known, found = {}, self._compute(model, rows)
+            known, found = {}, self._compute(model, rows, keys)
         known |= found
         if store:
-            new = {key: known[key] for row in rows for key in keys(row) if before.get(key) != known[key]}
+            new = {key: known[key] for row in keys for key in row if before.get(key) != known[key]}
             store.append({key: value for key, value in new.items() if math.isfinite(value)})
-        sums = torch.tensor([[known[row_key(*side)] for side in row] for row in rows], dtype=torch.float64)
+        sums = torch.tensor([[known[key] for key in row] for row in keys], dtype=torch.float64)
         tokens = torch.tensor([[max(len(ids) - max(start, 1), 1) for ids, start in row] for row in rows]).double()
         return PairScores(*sums.T, *tokens.T)
 
@@ -59,17 +62,8 @@ class Scorer:
         root = Path(self.root).expanduser() if self.root else default_root()
         return ReferenceStore(root, *model_identity(model, "bf16" if self.bf16 else "no"))
 
-    def _compute(self, model: torch.nn.Module, rows: list[list[Row]]) -> dict[bytes, float]:
+    def _compute(self, model: torch.nn.Module, rows: list[list[Row]], keys: list[list[bytes]]) -> dict[bytes, float]:
         if not rows:
             return {}
         sums, _ = log_probs(model, self.tokenizer, rows, self.bf16, self.lend)
-        return {
-            row_key(*side): value
-            for row, values in zip(rows, sums.T.tolist(), strict=True)
-            for side, value in zip(row, values, strict=True)
-        }
-
-
-def keys(row: list[Row]) -> set[bytes]:
-    """The keys of a row's answers."""
-    return {row_key(*side) for side in row}
+        return dict(zip(chain(*keys), chain(*sums.T.tolist()), strict=True))

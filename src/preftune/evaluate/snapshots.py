@@ -59,7 +59,7 @@ def summarize(trainer: Trainer, snapshots: list[Snapshot | None], held_out: dict
         return summary
     first, last = snapshots[0], snapshots[-1]
     rows = [{"name": each.name, **each.scores.summary()} for each in snapshots]
-    if last is first:
+    if len(snapshots) == 1:
         answers = [{"prompt": prompt, "before": answer} for prompt, answer in first.answers.items()]
         return summary | {"perplexity": rows[0]["perplexity"], "snapshots": rows, "samples": answers}
     if beta := getattr(trainer, "beta", None):

@@ -92,9 +92,10 @@ def grouped(rows: list[list[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
     for place in sorted(range(len(common)), key=lambda place: -common[place]):
         left, right = parts[order[place]], parts[order[place + 1]]
         apart = cost(left, shared[left[0]]) + cost(right, shared[right[0]])
-        if common[place] and cost(left + right, common[place]) <= apart:
-            parts |= dict.fromkeys(left + right, left + right)
-            shared |= dict.fromkeys(left + right, common[place])
+        joined = left + right
+        if common[place] and cost(joined, common[place]) <= apart:
+            parts |= dict.fromkeys(joined, joined)
+            shared |= dict.fromkeys(joined, common[place])
     firsts = sorted({min(each) for each in parts.values()})
     group = [firsts.index(min(parts[i])) for i in range(len(rows))]
     return np.array(group), np.array([shared[i] for i in range(len(rows))])

@@ -35,8 +35,7 @@ def table(summary: dict, run: Path) -> str:
                 title = f"“{sample['prompt']}”"
                 grid = Table(title=title, title_justify="left", show_header=False, show_lines=True, width=110)
                 for side in ("before", "after"):
-                    if side in sample:
-                        grid.add_row(side, sample[side])
+                    grid.add_row(side, sample[side])
                 console.print(grid)
         if "accuracy_ci" in summary:
             low, high = summary["accuracy_ci"]

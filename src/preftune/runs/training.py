@@ -74,9 +74,9 @@ def stage(cfg: DictConfig, choices: dict[str, str] | None = None, looks_back: bo
     """One training job from config to report: checks, data, model, trainer, gate, training, evaluation, files, W&B.
 
     `choices` names the files that the config was composed of; without it Hydra is asked. `looks_back`: whether the
-    held-out pairs are scored and answered after training as before it. Returns what summary.json
-    holds. Raises ConfigError, RunError, DataError or ModelError before anything is trained, each with a remedy; Stopped
-    where a guard ends the run, Interrupted where a signal does. Whatever ends it, its report is written.
+    held-out pairs are scored and answered after training as before it. Returns what summary.json holds. Raises
+    ConfigError, RunError, DataError or ModelError before anything is trained, each with a remedy; Stopped where a guard
+    ends the run, Interrupted where a signal does. Whatever ends it, its report is written.
     """
     quiet()
     check.require(cfg)

@@ -62,7 +62,8 @@ class PerTokenMetrics(EvaluationMeans):
         if reference_calls:  # after KTO's KL pass too
             reference = (reference_calls[-1][:, -mask.size(1) :] * weights).sum(1)
         if mode == "eval" and "attention_mask" in inputs:
-            self.evaluated = self.evaluated | by_row(inputs, sums)
+            self.evaluated = self.evaluated or {}  # the trainer's own, in place of the class's
+            self.evaluated.update(by_row(inputs, sums))
         self._log_per_token(mode, chosen, sums, tokens)
         self.unscaled_loss = (result[0] if return_outputs else result).detach()
         if reference is not None:
