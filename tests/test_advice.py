@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from preftune.data import set_checks, token_checks
-from preftune.evaluate import pairs
+from preftune.evaluate.kept import Scorer
 from preftune.fastpath import applies
 from preftune.health import rules, start
 from preftune.pipeline import export
@@ -22,7 +22,7 @@ ADVISERS = {
     "token check": (token_checks, "check", "token check: not available"),
     "probe": (applies, "_why_not_model", "could not be tried"),
     "step 0": (start, "check_mask", "step-0 check: not available"),
-    "snapshot": (pairs, "score", "held-out pairs (start): not available"),
+    "snapshot": (Scorer, "score", "held-out pairs (start): not available"),
     "monitor": (rules, "judged", "health: not available"),
     "samples": (samples, "length_drift", "samples: not available"),
     "report": (page, "write", "report: not written"),

@@ -152,7 +152,7 @@ def test_zero_trains_what_ddp_does_and_resumes(two, alone, folder, hardware):
 @pytest.mark.parametrize("hardware", ["ddp", pytest.param("zero3", marks=DEEPSPEED)])
 def test_a_pipeline_runs_to_its_end(folder, hardware):
     run = folder / f"pipeline-{hardware}"
-    stages = ["pipeline.evaluate.kl_prompts=0", "pipeline.evaluate.generations=0", "train.max_steps=2"]
+    stages = ["pipeline.stages=[sft,preference,export,evaluate]", "pipeline.evaluate.kl_prompts=0", "train.max_steps=2"]
     output = finished(run, f"hardware={hardware}", "nproc=2", *stages, recipe="recipes.sft_dpo")
     made = {path.parent.name: json.loads(path.read_text()) for path in run.glob("*/lineage.json")}
     assert all(each["finished"] for each in made.values())
