@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 
 import pytest
 from omegaconf import OmegaConf
@@ -65,9 +64,7 @@ def test_a_plan_from_loaded_rows_counts_them_and_their_steps(composed):
     cfg = composed("dpo", "train.max_steps=-1", "train.num_train_epochs=2")
     tokenizer = load_tokenizer(cfg.model)
     data = load(cfg.data, view="paired", tokenizer=tokenizer, max_length=1024, seed=42)
-    began = time.perf_counter()
     planned = plan.plan(cfg, data, tokenizer)
-    assert time.perf_counter() - began < 3  # a second, where nobody else computes
     assert (planned.rows, planned.steps, planned.lengths) == (18, 10, "counted")
     assert planned.tokens > 0 and 0 <= planned.padding < 1
     lines = text.lines(planned)

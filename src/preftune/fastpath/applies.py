@@ -10,7 +10,6 @@ import torch
 from accelerate.utils import is_peft_model
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, Trainer
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import preftune.fastpath.forked as forked
@@ -64,8 +63,6 @@ def _why_not_trainer(trainer: Trainer) -> str | None:
     parallel = getattr(trainer.accelerator, "parallelism_config", None)
     if getattr(trainer, "_is_vision_dataset", False):
         return "the data holds images"
-    if is_deepspeed_zero3_enabled():
-        return "ZeRO-3 shards the model's weights"
     if trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.fsdp_version != 2:
         return "FSDP 1 flattens the model's weights"
     if parallel is not None and (parallel.tp_enabled or parallel.cp_enabled or parallel.sp_enabled):

@@ -21,6 +21,7 @@ from preftune.config.errors import UserError
 from preftune.fastpath.applies import FORMS, backbone, choose, longest_row, packed_by_trl, why_not_batch
 from preftune.fastpath.head import PER_TOKEN, auxiliary_loss, score
 from preftune.fastpath.layout import IGNORED, Layout, read_rows
+from preftune.models import sharding
 
 
 def output_of(
@@ -168,7 +169,10 @@ class FastForward:
             return
         model = self.accelerator.unwrap_model(self.model)
         # One process decides for all: the weights of others may not be loaded yet, and forms differ in their calls
-        chosen = [choose(model, self, wanted) if self.accelerator.is_main_process else (None, "")]
+        chosen = [(None, "no device holds the weights that ZeRO-3 shards whole, so that no form can be tried")]
+        if broadcast_object_list([sharding.fits_whole(model)])[0]:
+            with sharding.whole(model):
+                chosen = [choose(model, self, wanted) if self.accelerator.is_main_process else (None, "")]
         form, reason = broadcast_object_list(chosen)[0]
         if form is None:
             if wanted is not None:

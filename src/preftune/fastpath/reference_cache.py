@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object, tqdm
 from datasets import Dataset, concatenate_datasets
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from trl.models import prepare_deepspeed
 
 from preftune.data.token_checks import row_key
 from preftune.fastpath.batches import budgeted
@@ -85,20 +87,21 @@ class ReferenceCache:
     reference_write_seconds = 30.0  # between shards: what a run that is killed loses
     reference_forwards = 0
     _reference_store: ReferenceStore | None = None
+    _precompute_engine: PreTrainedModel | None = None
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        if not isinstance(dataset, Dataset) or self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            return super()._precompute_ref_logps(dataset, name, batch_size)  # TRL's: sharded weights cannot be hashed
+        if not isinstance(dataset, Dataset) or self.is_fsdp_enabled:
+            return super()._precompute_ref_logps(dataset, name, batch_size)  # TRL's
         mode = getattr(self.args, "truncation_mode", "keep_start")
         jobs = reference_jobs(dataset, self.args.max_length, mode, getattr(self, "ld_alpha", None))
         main = self.accelerator.is_main_process
-        store = self._open_store() if main else None
+        found = self._open_store() if main or is_deepspeed_zero3_enabled() else None
+        store = found if main else None
         with store.lock() if main else nullcontext():
             known = store.read() if main else {}
             missing = [i for i, job in enumerate(jobs) if not known.keys() >= set(job.keys)]
-            if main and len(missing) < len(jobs):
-                self._prove(dataset, [job for job in jobs if known.keys() >= set(job.keys)], known, store.folder)
             missing = self._from_main(missing)
+            self._prove(dataset, [jobs[i] for i in sorted({*range(len(jobs))} - {*missing})], known, store)
             known |= self._compute(dataset, name, [jobs[i] for i in missing], store)
             if main:
                 store.touch()
@@ -108,10 +111,19 @@ class ReferenceCache:
 
     def _open_store(self) -> ReferenceStore:
         if self._reference_store is None:  # at the start, while a policy that is its own reference has not moved yet
-            identity, about = reference_identity(self.ref_model or self.model, str(self.accelerator.mixed_precision))
+            model = self.accelerator.unwrap_model(self.ref_model or self.model)
+            identity, about = reference_identity(model, str(self.accelerator.mixed_precision))
             root = Path(self.reference_cache).expanduser() if self.reference_cache else default_root()
             self._reference_store = ReferenceStore(root, identity, about)
         return self._reference_store
+
+    def _reference(self) -> PreTrainedModel:
+        """What computes the reference log-probs: as TRL has it, under DeepSpeed an engine, made once."""
+        if self.ref_model is not None or not self.is_deepspeed_enabled:
+            return self.ref_model or self.model
+        if self._precompute_engine is None:
+            self._precompute_engine = prepare_deepspeed(self.model, self.accelerator)
+        return self._precompute_engine
 
     def _from_main(self, value):
         box = [value]
@@ -150,7 +162,7 @@ class ReferenceCache:
         ) as bar:
             for turn in range(0, len(batches), ranks):
                 share = batches[turn : turn + ranks]
-                scored = self._score(dataset, share[rank]) if rank < len(share) else {}
+                scored = self._score(dataset, share[min(rank, len(share) - 1)])  # together, as ZeRO-3 gathers weights
                 for part in gather_object([scored]):
                     unwritten |= part
                 bar.update(sum(job.tokens for batch in share for job in batch))
@@ -181,7 +193,7 @@ class ReferenceCache:
         """The log-probs of these jobs in one forward, TRL's own computation, by key."""
         examples = [scored_example(dataset[job.row], job.columns) for job in jobs]
         batch = self._prepare_inputs(self.data_collator(examples))
-        model = self.ref_model or self.model
+        model = self._reference()
         with evaluating(model), without_kl(self):
             logps = self.compute_ref_log_probs(model, batch)
         rows = torch.stack([side for side in logps if side is not None], dim=1).float().cpu().numpy()
@@ -193,19 +205,25 @@ class ReferenceCache:
         keys = [key for job in jobs for key in job.keys]
         return dict(zip(keys, rows.flatten().tolist(), strict=True))
 
-    def _prove(self, dataset: Dataset, jobs: list[Job], known: Mapping[bytes, float], folder: Path) -> None:
+    def _prove(
+        self, dataset: Dataset, jobs: list[Job], known: Mapping[bytes, float], store: ReferenceStore | None
+    ) -> None:
         """Compute a few cached rows again; RuntimeError where they differ by more than the precision explains."""
+        if not jobs:
+            return
         picked = jobs[:: -(-len(jobs) // PROOFS)]
         again = self._score(dataset, picked)
-        model, mixed = self.ref_model or self.model, self.accelerator.mixed_precision != "no"
+        if store is None:  # the main process judges
+            return
+        model, mixed = self.accelerator.unwrap_model(self._reference()), self.accelerator.mixed_precision != "no"
         for job in picked:
             for key in job.keys:
                 if beyond_rounding(known[key], again[key], model, mixed):
                     raise RuntimeError(
                         f"the reference cache is wrong: row {job.row} has log-prob {known[key]:.4f} there and "
-                        f"{again[key]:.4f} computed now ({folder}). Clear it, `python -m recipes.cache clear=true "
-                        f"identity={folder.name}`, and start again; if it comes back, something that changes the "
-                        "model's output is not in its identity"
+                        f"{again[key]:.4f} computed now ({store.folder}). Clear it, `python -m recipes.cache "
+                        f"clear=true identity={store.folder.name}`, and start again; if it comes back, something that "
+                        "changes the model's output is not in its identity"
                     )
 
 

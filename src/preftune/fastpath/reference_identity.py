@@ -44,7 +44,7 @@ def reference_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     For a PeftModel that is the base model, and the adapter "ref" where TRL made one; the adapters that train are none
     of it. So the reference of a LoRA run and of a full fine-tuning from the same weights are the same.
     """
-    state = model.state_dict()
+    state = model.state_dict(keep_vars=True)  # as they are, so that sharded ones can be gathered
     if not is_peft_model(model):
         return state
     trained = [f".{adapter}." for adapter in model.peft_config if adapter != "ref"]
@@ -95,7 +95,7 @@ def _named(model: torch.nn.Module, state: dict, adapter: str | None, mixed_preci
     quantization = config.get("quantization_config") or {}
     return f"r{digest.hexdigest()[:15]}", {  # a letter first: no command line reads it as a number
         "model": getattr(model.config, "_name_or_path", "") or type(model).__name__,
-        "parameters": sum(tensor.numel() for tensor in state.values()),
+        "parameters": sum(getattr(tensor, "ds_numel", tensor.numel()) for tensor in state.values()),
         "dtype": max(set(floating), key=floating.count),
         "mixed_precision": mixed_precision,
         "quantization": quantization.get("quant_method") and str(quantization["quant_method"]),

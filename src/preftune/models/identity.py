@@ -3,6 +3,8 @@
 import torch
 import xxhash
 
+from preftune.models import sharding
+
 
 def fingerprint(model: torch.nn.Module) -> str:
     """A hash of all weights, names and dtypes: the identity of a model, wherever it came from."""
@@ -10,9 +12,13 @@ def fingerprint(model: torch.nn.Module) -> str:
 
 
 def weights_digest(state: dict[str, torch.Tensor]) -> xxhash.xxh3_128:
-    """The hash so far of these tensors, bit for bit, with their names, dtypes and shapes, in the order of the names."""
+    """The hash so far of these tensors, bit for bit, with their names, dtypes and shapes, in the order of the names.
+
+    Tensors that ZeRO-3 shards are gathered one by one, for which every rank must call this.
+    """
     digest = xxhash.xxh3_128()
     for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().reshape(-1).contiguous().view(torch.uint8).cpu().numpy())
+        with sharding.gathered([tensor]):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().reshape(-1).contiguous().view(torch.uint8).cpu().numpy())
     return digest

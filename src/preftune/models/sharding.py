@@ -1,20 +1,26 @@
 """Models whose weights are sharded over processes: gathered for a while, and let go after training."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 
 import torch
 from accelerate.state import AcceleratorState
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 
+def whole(model: torch.nn.Module, changed: bool = False) -> AbstractContextManager[None]:
+    """All weights of the model here for a while."""
+    return gathered(model.parameters(), changed)
+
+
 @contextlib.contextmanager
-def whole(model: torch.nn.Module, changed: bool = False) -> Iterator[None]:
-    """The model with its weights here: gathered from the other ranks under ZeRO-3, as it is otherwise.
+def gathered(weights: Iterable[torch.Tensor], changed: bool = False) -> Iterator[None]:
+    """These weights of a model here for a while: gathered from the other ranks under ZeRO-3, as they are otherwise.
 
     `changed`: whether they are set meanwhile; every rank then goes on with what rank 0 has set.
     """
-    sharded = [each for each in model.parameters() if hasattr(each, "ds_id")]
+    sharded = [each for each in weights if hasattr(each, "ds_id")]
     if not sharded:
         yield
         return
@@ -22,6 +28,12 @@ def whole(model: torch.nn.Module, changed: bool = False) -> Iterator[None]:
 
     with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if changed else None):
         yield
+
+
+def fits_whole(model: torch.nn.Module) -> bool:
+    """Whether this device can hold all weights at once; of a model that is not sharded it does."""
+    missing = sum(each.ds_numel * each.element_size() for each in model.parameters() if hasattr(each, "ds_numel"))
+    return not missing or not torch.cuda.is_available() or missing < torch.cuda.mem_get_info()[0]
 
 
 def forget() -> None:

@@ -57,7 +57,8 @@ def lengths(tokenizer: PreTrainedTokenizerBase, data: Data) -> Iterator[int]:
 
 def require_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cfg: DictConfig, data: Data) -> None:
     """Raise ModelError where a token that will be fed has no embedding; those that no row holds are harmless."""
-    words = model.get_input_embeddings().weight.shape[0]
+    weight = model.get_input_embeddings().weight
+    words = getattr(weight, "ds_shape", weight.shape)[0]  # ZeRO-3 shards it as it is loaded
     beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= words}
     if not beyond:
         return
