@@ -45,7 +45,7 @@ def undisturbed():
 
 @pytest.mark.parametrize("name", [None, *ADVISERS], ids=str)
 def test_an_adviser_that_fails_costs_a_line(name, composed, monkeypatch, capsys, undisturbed):
-    cfg = composed("dpo", "sample_steps=1")
+    cfg = composed("dpo", "sample_steps=1", "fit_check=true")
     if name:
         module, attribute, line = ADVISERS[name]
         monkeypatch.setattr(module, attribute, broken)
