@@ -39,6 +39,15 @@ def test_an_unknown_embedded_model_lists_the_known(tiny):
         load_tokenizer(tiny)
 
 
+@pytest.mark.parametrize("made", ["model/config.json", "preference/model/adapter_config.json"])
+def test_a_run_in_the_place_of_its_model_is_told_where_that_is(tiny, tmp_path, made):
+    (tmp_path / made).parent.mkdir(parents=True)
+    (tmp_path / made).write_text("{}")
+    tiny.path = str(tmp_path)
+    with pytest.raises(UserError, match=f": model.path={re.escape(str((tmp_path / made).parent))}$"):
+        load_tokenizer(tiny)
+
+
 def test_a_tokenizer_without_a_template_gets_the_plain_one(tiny, tmp_path):
     from transformers import AutoTokenizer
 

@@ -312,12 +312,23 @@ def undamaged(path: str) -> Iterator[None]:
         raise ModelError(text) from None
 
 
+def models_in(folder: Path) -> list[str]:
+    """The models in a folder that is none itself: that of a run, those of a pipeline's stages."""
+    names = ("config.json", "adapter_config.json")
+    if any((folder / name).is_file() for name in names):
+        return []
+    inner = sorted({*folder.glob("model"), *folder.glob("*/model")})
+    return [str(each) for each in inner if any((each / name).is_file() for name in names)]
+
+
 def _from_pretrained(load: Callable, model: DictConfig, **options: object) -> object:
     """What `load` makes of model.path. Raises ModelError or HubError, in one line, where it cannot be had."""
     path = location(model)
     local = Path(path).is_dir()
     if not local and (Path(path).exists() or path.startswith(("/", ".", "~")) or path.count("/") > 1):
         raise ModelError(f"model.path={model.path}: there is no such folder (from {Path.cwd()})")
+    if found := models_in(Path(path)):
+        raise ModelError(f"model.path={model.path} is a folder with models in it: model.path={' or '.join(found)}")
     if not local:
         hub.require(path, "model.path", model.revision)
     options |= {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
