@@ -169,7 +169,7 @@ class FastForward:
             return
         model = self.accelerator.unwrap_model(self.model)
         # One process decides for all: the weights of others may not be loaded yet, and forms differ in their calls
-        chosen = [(None, "no device holds the weights that ZeRO-3 shards whole, so that no form can be tried")]
+        chosen = [(None, "ZeRO-3 shards weights that no device holds whole, so that no form can be tried")]
         if broadcast_object_list([sharding.fits_whole(model)])[0]:
             with sharding.whole(model):
                 chosen = [choose(model, self, wanted) if self.accelerator.is_main_process else (None, "")]
