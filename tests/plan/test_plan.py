@@ -90,7 +90,7 @@ def test_qlora_fits_a_7b_model_on_24_gb_and_full_fine_tuning_does_not(composed):
     data = ["data=ultrafeedback", "train.max_steps=-1"]
     thin = plan.plan(composed("dpo", *GPU, "lora=qlora", *data))
     assert thin.fits and 3.5 < thin.memory_gb["weights"] < 4.5
-    full = composed("dpo", *GPU, "lora=none", *data)
+    full = composed("dpo", *GPU, "lora=none", "fit_check=true", *data)
     refused = plan.plan(full)
     assert refused.fits is False and any("lora=qlora" in each for each in refused.suggestions)
     with pytest.raises(PlanError, match=r"fit with .*lora=.*fit_check=false"):
@@ -148,7 +148,7 @@ def test_recipes_plan_says_what_training_says_of_its_processes(composed, monkeyp
     asked = [f"hardware={engine}", "hardware.use_cpu=false", "hardware.memory_gb=80", "nproc=4", "hardware.nodes=2"]
     told = json.loads(report(composed("plan", *asked, "format=json")))
     assert (told["world_size"], told["sharding"], told["limit_gb"]) == (8, sharding, 80)
-    cfg = composed("dpo", *asked)
+    cfg = composed("dpo", *asked, "fit_check=true")
     tokenizer = load_tokenizer(cfg.model)
     data = load(cfg.data, view="paired", tokenizer=tokenizer, max_length=1024, seed=42)
     monkeypatch.setenv("WORLD_SIZE", "8")

@@ -99,7 +99,7 @@ def test_before_training_margins_are_zero_and_the_loss_is_ln_2(composed):
 
 
 def test_the_first_steps_say_how_long_the_training_takes(composed, capsys):
-    summary = train(composed("dpo", "train.max_steps=12", "train.eval_strategy=no"))
+    summary = train(composed("dpo", "fit_check=true", "train.max_steps=12", "train.eval_strategy=no"))
     said = capsys.readouterr().out
     assert "of training, by the first 3 steps" in said and "by its first steps)" in said
     measured = summary["measured"]

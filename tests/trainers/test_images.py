@@ -150,7 +150,8 @@ def test_every_form_of_an_image_is_the_same_row(run, tmp_path):
 
 
 def test_a_run_on_images_ends_well_and_its_model_loads(run, pictures, capsys):
-    cfg = run("dpo", pictures, "data.eval_fraction=0.25", "train.eval_strategy=steps", "train.eval_steps=3")
+    evaluated = ["data.eval_fraction=0.25", "train.eval_strategy=steps", "train.eval_steps=3"]
+    cfg = run("dpo", pictures, "fit_check=true", *evaluated)
     summary = stage(cfg, {})
     said = capsys.readouterr().out
     assert "with images" in said and "rows with images are not counted" in said
