@@ -13,7 +13,7 @@ from peft import PeftConfig, PeftModel
 
 from preftune.config.errors import UserError
 from preftune.models import adapters, embedded
-from preftune.models.load import continued, load_adapter, load_model, load_tokenizer, scores_texts
+from preftune.models.load import continued, holds_weights, load_adapter, load_model, load_tokenizer, scores_texts
 
 ADAPTER, CONFIG, MANIFEST = "adapter_config.json", "config.yaml", "manifest.json"
 
@@ -125,11 +125,6 @@ def stages(run: Path) -> list[Path]:
     """The training stages of a pipeline's run in the order of their beginning, without those that were replaced."""
     made = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in run.glob(f"*/{MANIFEST}")}
     return sorted((each for each in made if "-replaced-" not in each.name), key=lambda each: made[each]["created"])
-
-
-def holds_weights(folder: Path) -> bool:
-    """Whether a folder holds an adapter or a whole model."""
-    return any((folder / name).exists() for name in (ADAPTER, "config.json"))
 
 
 def moved_with(run: Path, path: str) -> str:

@@ -231,8 +231,7 @@ def load_reward_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     Raises ModelError where it cannot be had, or has no head that gives a reward.
     """
     folders = (Path(path) / "model", Path(path))
-    names = ("config.json", "adapter_config.json")
-    found = next((str(folder) for folder in folders if any((folder / name).exists() for name in names)), path)
+    found = next((str(folder) for folder in folders if holds_weights(folder)), path)
     named = section(found)
     model = _from_pretrained(reward_model, named, new_head=False, dtype=torch.float32)
     return model.eval(), _from_pretrained(tokenizer_of, named)
@@ -312,13 +311,16 @@ def undamaged(path: str) -> Iterator[None]:
         raise ModelError(text) from None
 
 
+def holds_weights(folder: Path) -> bool:
+    """Whether a folder holds an adapter or a whole model."""
+    return any((folder / name).exists() for name in ("adapter_config.json", "config.json"))
+
+
 def models_in(folder: Path) -> list[str]:
     """The models in a folder that is none itself: that of a run, those of a pipeline's stages."""
-    names = ("config.json", "adapter_config.json")
-    if any((folder / name).is_file() for name in names):
+    if holds_weights(folder):
         return []
-    inner = sorted({*folder.glob("model"), *folder.glob("*/model")})
-    return [str(each) for each in inner if any((each / name).is_file() for name in names)]
+    return [str(each) for each in sorted((*folder.glob("model"), *folder.glob("*/model"))) if holds_weights(each)]
 
 
 def _from_pretrained(load: Callable, model: DictConfig, **options: object) -> object:
