@@ -65,7 +65,7 @@ def test_the_patience_of_early_stopping_goes_on_where_it_was(composed):
     each_step = ("train.eval_strategy=steps", "train.eval_steps=1", "train.save_steps=1", "train.save_total_limit=null")
     how = (
         "train.max_steps=8",
-        "train.learning_rate=1e-9",
+        "train.learning_rate=0",
         "health.early_stopping=3",
         *each_step,
     )  # nothing gets better
