@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from preftune.config.check import ConfigError
 from preftune.evaluate.snapshots import take_snapshot
 from preftune.models.load import load_tokenizer
-from preftune.runs.directory import RunError
+from preftune.runs.directory import RunError, changed
 from preftune.runs.training import build_trainer, train
 from preftune.trainers.build import SettingsError, load_data, trainer_arguments
 
@@ -197,6 +197,7 @@ def test_a_run_is_not_resumed_as_another(composed):
     (Path(cfg.output_dir) / "summary.json").unlink()
     with pytest.raises(RunError, match="loss differ"):
         train(composed("dpo", "resume=true", "loss.beta=0.5"))
+    assert not changed(composed("dpo", "resume=true", "fit_check=true"), Path(cfg.output_dir))  # no part of the result
 
 
 def test_a_config_that_cannot_work_stops_before_anything_is_written(composed):

@@ -22,7 +22,7 @@ from preftune.report.record import begun, way_on
 
 PACKAGES = ["preftune", "torch", "trl", "transformers", "datasets", "peft", "accelerate", "bitsandbytes", "wandb"]
 # What a resumed run may set anew and be the same run
-MAY_CHANGE = {"resume", "tracking", "hardware", "nproc", "health", "gate"}
+MAY_CHANGE = {"resume", "tracking", "hardware", "nproc", "health", "gate", "fit_check"}
 # Of hardware, which may change: what gives each step its rows, the product of both on the same number of processes
 ROWS_OF_A_STEP = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
