@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from preftune.fastpath.applies import FORMS, backbone
-from preftune.fastpath.layout import IGNORED, read_rows
+from preftune.fastpath.host import IGNORED
+from preftune.fastpath.layout import read_rows
 from preftune.plan.measure import COUNTED
 
 ANY_WIDTH = 10**6  # at which whatever rows begin with in common is run once

@@ -32,7 +32,7 @@ def assert_same(plain, packed, skip: tuple[str, ...] = (), gradients_to: float =
     assert packed.form
     batch = batch_of(plain)
     loss, metrics, gradients = outcome(plain, batch)
-    our_loss, our_metrics, our_gradients = outcome(packed, batch)
+    our_loss, our_metrics, our_gradients = outcome(packed, packed._prepare_inputs(batch))
     assert close(our_loss, loss), (our_loss, loss)
     assert our_metrics.keys() == metrics.keys()
     for name in metrics.keys() - set(skip):

@@ -14,7 +14,8 @@ from trl.trainer.utils import add_fused_lm_head
 from preftune.fastpath import packed
 from preftune.fastpath.attention import masks, row_multiple
 from preftune.fastpath.forward import output_of
-from preftune.fastpath.layout import IGNORED, grouped, read_rows
+from preftune.fastpath.host import IGNORED
+from preftune.fastpath.layout import grouped, read_rows
 from preftune.fastpath.packed import lay_out, place
 
 FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("form", ["packed", "forked"])
-def test_sharded_weights_give_the_whole_models_loss_and_gradients(form, tokenizer, pairs, tmp_path):
+def test_sharded_weights_give_the_whole_models_loss_gradients_and_reference(form, tokenizer, pairs, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     script = Path(__file__).with_name("sharded_loss.py")
@@ -21,3 +21,5 @@ def test_sharded_weights_give_the_whole_models_loss_and_gradients(form, tokenize
     found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     assert found["form"] == form
     assert found["loss"] < 1e-5 and found["gradients"] < 1e-4, found
+    assert found["reference"] < 1e-4 and found["forwards"] == len(pairs), found
+    assert found["again"] == 0  # a whole model finds what the sharded one has computed

@@ -16,7 +16,8 @@ import preftune.fastpath.forked as forked
 import preftune.fastpath.packed as packed
 import preftune.fastpath.rows as rows
 from preftune.config.errors import brief
-from preftune.fastpath.layout import IGNORED, Layout, read_rows
+from preftune.fastpath.host import IGNORED
+from preftune.fastpath.layout import Layout, read_rows
 
 # In the order tried; each has why_not, lay_out_for and run
 FORMS: dict[str, ModuleType] = {"packed": packed, "forked": forked, "rows": rows}
@@ -106,7 +107,7 @@ def _why_not_probe(model: PreTrainedModel, form: ModuleType, trainer: Trainer) -
         return form.run(backbone(model), layout).hidden[layout.source[layout.scored]]
 
     try:
-        layout = form.lay_out_for(backbone(model), batch)
+        layout = form.lay_out_for(backbone(model), batch).to(model.device)
         with probing(model, checkpointed=trainer.args.gradient_checkpointing):
             expected, found = (with_gradients(model, partial(run, layout)) for run in (theirs, ours))
     except Exception as error:  # whatever a model of unknown code raises, TRL's path remains
@@ -184,20 +185,28 @@ def names(inputs: dict) -> set[str]:
     return {name for name, value in inputs.items() if value is not None and value is not False}
 
 
+@torch.compiler.disable
 def packed_by_trl(inputs: dict, labels: torch.Tensor | None) -> bool:
-    """Whether the batch is SFT's own packing: rows side by side already, with position ids and no mask."""
+    """Whether the batch is SFT's own packing: rows side by side already, with position ids and no mask.
+
+    `labels` are in host memory.
+    """
     given = names(inputs)
     if labels is None or not {"input_ids", "position_ids"} <= given <= (INPUTS | PACKED_BY_TRL) - {"attention_mask"}:
         return False
     return bool((labels[:, 1:] != IGNORED).any())
 
 
-def why_not_batch(inputs: dict, labels: torch.Tensor | None, longest: int | None) -> str | None:
-    """Why this batch keeps TRL's own forward, in one line; None where the fast path runs it."""
+@torch.compiler.disable
+def why_not_batch(inputs: dict, host: dict[str, torch.Tensor], longest: int | None) -> str | None:
+    """Why this batch keeps TRL's own forward, in one line; None where the fast path runs it.
+
+    `host` has its ids, mask and labels in host memory.
+    """
     given = names(inputs)
-    if given - INPUTS or not {"input_ids", "attention_mask"} <= given or labels is None:
+    if given - INPUTS or not {"input_ids", "attention_mask", "labels"} <= host.keys():
         return f"batches with {', '.join(sorted(given - INPUTS)) or 'neither mask nor labels'}"
-    seen = inputs["attention_mask"]
+    seen, labels = host["attention_mask"], host["labels"]
     if longest is not None and seen.shape[1] > longest:
         return f"rows longer than {longest} tokens"
     padded_right = (seen[:, 1:] <= seen[:, :-1]).all()

@@ -11,16 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import logging
+from transformers.utils import ModelOutput, logging
 
-from preftune.fastpath.layout import Layout, Rows, way_back
+from preftune.fastpath.layout import Layout, Ran, Rows, way_back
 
 CACHE_NAMES = ("past_key_values", "cache_params", "layer_past")
 
@@ -47,7 +46,7 @@ def why_not(model: PreTrainedModel, backbone: PreTrainedModel) -> str | None:
 
 @torch.compiler.disable
 def lay_out_for(backbone: PreTrainedModel, rows: Rows) -> Forked:
-    """Fork a batch, on the device of `backbone`."""
+    """Fork a batch."""
     rows = replace(rows, shared=split_at(rows))
     groups, shared = rows.group.max() + 1, rows.shared
     before = int(shared.max())
@@ -69,7 +68,7 @@ def lay_out_for(backbone: PreTrainedModel, rows: Rows) -> Forked:
         "group": rows.group,
     }
     tensors = {name: torch.from_numpy(values) for name, values in parts.items()}
-    return Forked(**tensors, **way_back(rows, source, size)).to(backbone.device)
+    return Forked(**tensors, **way_back(rows, source, size))
 
 
 def split_at(rows: Rows) -> np.ndarray:
@@ -83,8 +82,8 @@ def split_at(rows: Rows) -> np.ndarray:
     return shared if shared.all() and size < 0.9 * len(shared) * rows.used.max() else np.zeros_like(shared)
 
 
-def run(backbone: PreTrainedModel, layout: Forked, **options: object) -> SimpleNamespace:
-    """`hidden` (N, width) of every token that is run, and `router_logits` where they are asked for."""
+def run(backbone: PreTrainedModel, layout: Forked, **options: object) -> Ran:
+    """Run a batch: its prompts, then its answers."""
     if not layout.prompt_ids.numel():  # as TRL calls it: where the positions begin is the model's own affair
         inputs = {"input_ids": layout.answer_ids, "attention_mask": layout.answer_seen, "use_cache": False}
         return joined([backbone(**inputs, **options)])
@@ -104,7 +103,7 @@ def run(backbone: PreTrainedModel, layout: Forked, **options: object) -> SimpleN
         return joined([asked, call(backbone, layout.answer_ids, layout.starts, attention_mask=seen, **options)])
 
 
-def call(backbone: PreTrainedModel, ids: torch.Tensor, starts: torch.Tensor, **given: object) -> SimpleNamespace:
+def call(backbone: PreTrainedModel, ids: torch.Tensor, starts: torch.Tensor, **given: object) -> ModelOutput:
     """Run `ids` (rows, columns) at the positions that begin with `starts`; padding is at 0, which every model has."""
     if "position_ids" in inspect.signature(backbone.forward).parameters:
         positions = starts[:, None] + torch.arange(ids.shape[1], device=ids.device)
@@ -112,12 +111,12 @@ def call(backbone: PreTrainedModel, ids: torch.Tensor, starts: torch.Tensor, **g
     return backbone(input_ids=ids, **given)
 
 
-def joined(outputs: list) -> SimpleNamespace:
+def joined(outputs: list[ModelOutput]) -> Ran:
     """The results of several calls, their tokens one after the other."""
     hidden = torch.cat([each.last_hidden_state.flatten(0, 1) for each in outputs])
     routers = [getattr(each, "router_logits", None) for each in outputs]
     logits = None if routers[0] is None else tuple(torch.cat(layer) for layer in zip(*routers, strict=True))
-    return SimpleNamespace(hidden=hidden, router_logits=logits)
+    return Ran(hidden, logits)
 
 
 def convolved(

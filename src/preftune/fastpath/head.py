@@ -28,6 +28,7 @@ class Picked:
         self.base_model = lambda **_: SimpleNamespace(last_hidden_state=hidden[None], router_logits=router_logits)
 
 
+@torch.compiler.disable
 def score(
     fused: MethodType, model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor
 ) -> FusedCausalLMOutput:
@@ -56,6 +57,7 @@ def small_tiles() -> Iterator[None]:
         setattr(utils, TILE, before)
 
 
+@torch.compiler.disable
 def auxiliary_loss(
     fused: MethodType, model: PreTrainedModel, hidden: torch.Tensor, router_logits: tuple, counts: torch.Tensor
 ) -> torch.Tensor:

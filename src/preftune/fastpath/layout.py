@@ -7,17 +7,20 @@ prompt) are among them once; a row's last token is left out unless asked for, as
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from os.path import commonprefix
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 
-IGNORED = -100  # the label of a token that is not scored, as in PyTorch's cross-entropy
+from preftune.fastpath.host import IGNORED, on_device
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The way back from the N tokens that are run to the (rows, columns − 1) of the batch they came from."""
+    """The way back from the N tokens that are run to the (rows, columns − 1) of the batch they came from.
+
+    It is laid out in host memory, and moved.
+    """
 
     picks: torch.Tensor  # (M,), which of the N hidden states are scored
     targets: torch.Tensor  # (M,), the token that each of them is to predict
@@ -26,11 +29,19 @@ class Layout:
     source: torch.Tensor  # (rows, columns − 1), which of the N each token kept is; −1 elsewhere
     counts: torch.Tensor  # (N,), how many tokens of the batch each of the N stands for; 0 is padding
 
+    @torch.compiler.disable
     def to(self, device: torch.device) -> Self:
         """The same layout on another device."""
-        moved = {each.name: getattr(self, each.name) for each in fields(self)}
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in moved.items()})
+        return replace(self, **{each.name: on_device(getattr(self, each.name), device) for each in fields(self)})
 
+    @torch.compiler.disable
+    def others(self) -> torch.Tensor:
+        """Which of the N are tokens of the batch and not scored, of a layout in host memory."""
+        rest = self.counts > 0
+        rest[self.picks] = False
+        return rest.nonzero()[:, 0]
+
+    @torch.compiler.disable
     def tokens_run(self) -> tuple[int, int]:
         """How many of the tokens that are run are padding, and how many there are."""
         return int((self.counts == 0).sum()), self.counts.numel()
@@ -44,6 +55,13 @@ class Packed(Layout):
     position_ids: torch.Tensor  # (R, C), as in the row that the token came from
     tree: torch.Tensor  # (R, C), the tree that a token belongs to; −1 is padding
     branch: torch.Tensor  # (R, C), the row that a token came from, counted from 1; 0 where all rows of a tree share it
+
+
+class Ran(NamedTuple):
+    """What a form gives: `hidden` (N, width) after the final norm, and the routers' logits where they are asked for."""
+
+    hidden: torch.Tensor
+    router_logits: tuple[torch.Tensor, ...] | None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
 from preftune.fastpath.forward import FastForward, install
-from preftune.fastpath.layout import IGNORED
+from preftune.fastpath.host import IGNORED, on_device
 
 
 class FastOdds(FastForward):
@@ -22,18 +22,21 @@ class FastOdds(FastForward):
 
     def _install(self, form: ModuleType, model: PreTrainedModel) -> None:
         add_fused_lm_head(model, outputs=("log_probs", "mean_logits"))
-        install(form, model, self.accelerator.autocast, self._say, mean_everywhere=True)
+        install(form, model, self.accelerator.autocast, self._say, mean_everywhere=True, host=self.host)
 
     def concatenated_forward(self, model, batch):
         """TRL's: log-probs (pairs,) of chosen and rejected, their logits (here mean logits), the NLL of the chosen."""
         if self.form is None:
             return super().concatenated_forward(model, batch)
-        joined = self.concatenated_inputs(batch, device=self.accelerator.device)
-        ids, seen = joined["concatenated_input_ids"], joined["concatenated_attention_mask"]
-        answers = joined["concatenated_labels"]
+        joined = self.concatenated_inputs(self.host.copy(batch), device=torch.device("cpu"))
+        ids, seen, answers = (joined[f"concatenated_{name}"] for name in ("input_ids", "attention_mask", "labels"))
         pairs = len(batch["chosen_labels"])
         learned = self._learned(ids.masked_fill(seen == 0, IGNORED), answers)[:pairs]
         labels = torch.cat([learned, answers[pairs:]])
+        kept = {"ids": ids, "seen": seen, "answers": answers, "learned": learned, "labels": labels}
+        moved = {name: on_device(each, self.accelerator.device) for name, each in kept.items()}
+        self.host.keep(moved, kept)
+        ids, seen, answers, learned, labels = moved.values()
         routed = {"output_router_logits": True} if self.aux_loss_enabled else {}
         outputs = model(
             input_ids=ids, attention_mask=seen, labels=labels, fused_lm_head=True, use_cache=False, **routed

@@ -12,14 +12,13 @@ A row that shares nothing is a tree by itself. The form needs layers of plain at
 
 import heapq
 import inspect
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from preftune.fastpath.attention import FULL, IMPLEMENTATIONS, SLIDING, masks, row_multiple
-from preftune.fastpath.layout import Packed, Rows, way_back
+from preftune.fastpath.layout import Packed, Ran, Rows, way_back
 
 
 def why_not(model: PreTrainedModel, backbone: PreTrainedModel) -> str | None:
@@ -93,13 +92,12 @@ def lay_out(rows: Rows, width: int, multiple: int = 1) -> Packed:
 
 
 def lay_out_for(backbone: PreTrainedModel, rows: Rows) -> Packed:
-    """Pack a batch for the attention of `backbone`, on its device."""
-    multiple = row_multiple(backbone.config, backbone.device)
-    return lay_out(rows, backbone.config.hidden_size, multiple).to(backbone.device)
+    """Pack a batch for the attention of `backbone`."""
+    return lay_out(rows, backbone.config.hidden_size, row_multiple(backbone.config, backbone.device))
 
 
-def run(backbone: PreTrainedModel, layout: Packed, **options: object) -> SimpleNamespace:
-    """`hidden` (R·C, width) of every packed token, after the final norm, and `router_logits` if asked for."""
+def run(backbone: PreTrainedModel, layout: Packed, **options: object) -> Ran:
+    """Run a batch; N = R·C."""
     outputs = backbone(
         input_ids=layout.input_ids,
         attention_mask=masks(layout, backbone.config, backbone.dtype),
@@ -107,6 +105,4 @@ def run(backbone: PreTrainedModel, layout: Packed, **options: object) -> SimpleN
         use_cache=False,
         **options,
     )
-    return SimpleNamespace(
-        hidden=outputs.last_hidden_state.flatten(0, 1), router_logits=getattr(outputs, "router_logits", None)
-    )
+    return Ran(outputs.last_hidden_state.flatten(0, 1), getattr(outputs, "router_logits", None))

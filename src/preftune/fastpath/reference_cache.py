@@ -11,13 +11,13 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object, tqdm
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, Trainer
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.models import prepare_deepspeed
 
 from preftune.data.token_checks import row_key
 from preftune.fastpath.batches import budgeted
 from preftune.fastpath.reference_identity import reference_identity
 from preftune.fastpath.reference_store import ReferenceStore, default_root, shrink
+from preftune.models import sharding
 
 # The columns that TRL's losses read, by the completion that each scores. DPO's two are scored in one forward, which
 # shares their prompt; KTO's own and mismatched ones apart, as each may be known without the other.
@@ -90,12 +90,19 @@ class ReferenceCache:
     _precompute_engine: PreTrainedModel | None = None
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        if not isinstance(dataset, Dataset) or self.is_fsdp_enabled:
+        flat = self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version == 1
+        if not isinstance(dataset, Dataset) or flat:
             return super()._precompute_ref_logps(dataset, name, batch_size)  # TRL's
+        with sharding.placed(self._reference(), self.accelerator.device):
+            return self._from_cache(dataset, name)
+
+    def _from_cache(self, dataset: Dataset, name: str) -> Dataset:
         mode = getattr(self.args, "truncation_mode", "keep_start")
         jobs = reference_jobs(dataset, self.args.max_length, mode, getattr(self, "ld_alpha", None))
         main = self.accelerator.is_main_process
-        found = self._open_store() if main or is_deepspeed_zero3_enabled() else None
+        reference = self.model if self.ref_model is None else self.ref_model
+        reference = self.accelerator.unwrap_model(reference, keep_torch_compile=False)
+        found = self._open_store(reference) if main or sharding.is_sharded(reference) else None
         store = found if main else None
         with store.lock() if main else nullcontext():
             known = store.read() if main else {}
@@ -109,9 +116,8 @@ class ReferenceCache:
             shrink(store.root, self.reference_cache_gb, keep=store.identity)
         return self._with_logps(dataset, self._from_main(self._columns(jobs, known) if main else None))
 
-    def _open_store(self) -> ReferenceStore:
+    def _open_store(self, model: PreTrainedModel) -> ReferenceStore:
         if self._reference_store is None:  # at the start, while a policy that is its own reference has not moved yet
-            model = self.accelerator.unwrap_model(self.ref_model or self.model)
             identity, about = reference_identity(model, str(self.accelerator.mixed_precision))
             root = Path(self.reference_cache).expanduser() if self.reference_cache else default_root()
             self._reference_store = ReferenceStore(root, identity, about)
@@ -119,11 +125,11 @@ class ReferenceCache:
 
     def _reference(self) -> PreTrainedModel:
         """What computes the reference log-probs: as TRL has it, under DeepSpeed an engine, made once."""
-        if self.ref_model is not None or not self.is_deepspeed_enabled:
-            return self.ref_model or self.model
-        if self._precompute_engine is None:
+        if self.ref_model is not None:
+            return self.ref_model
+        if self.is_deepspeed_enabled and self._precompute_engine is None:
             self._precompute_engine = prepare_deepspeed(self.model, self.accelerator)
-        return self._precompute_engine
+        return self.model if self._precompute_engine is None else self._precompute_engine
 
     def _from_main(self, value):
         box = [value]

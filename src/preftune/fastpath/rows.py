@@ -4,7 +4,6 @@ Off GPUs TRL's head scores every position, prompts and padding among them; on a 
 """
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -20,11 +19,9 @@ def why_not(model: PreTrainedModel, backbone: PreTrainedModel) -> str | None:
 
 
 def lay_out_for(backbone: PreTrainedModel, rows: Rows) -> Forked:
-    """A batch in which nothing is shared, on the device of `backbone`."""
+    """A batch in which nothing is shared."""
     apart = replace(rows, shared=np.zeros_like(rows.shared), group=np.arange(len(rows.group)))
     return forked.lay_out_for(backbone, apart)
 
 
-def run(backbone: PreTrainedModel, layout: Forked, **options: object) -> SimpleNamespace:
-    """`hidden` (N, width) of every token that is run, and `router_logits` where they are asked for."""
-    return forked.run(backbone, layout, **options)
+run = forked.run

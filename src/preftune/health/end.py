@@ -99,19 +99,13 @@ def adapter_off(model: PeftModel) -> contextlib.AbstractContextManager:
     return use_adapter(model, "ref" if "ref" in model.peft_config else None)
 
 
-def whole_tensors(state: dict) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each tensor in the order of the names, gathered where FSDP has sharded it (every rank must take part)."""
-    for name, tensor in sorted(state.items()):
-        yield name, (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach()
-
-
 def hashes(model: torch.nn.Module) -> dict[str, str]:
     """{parameter: hash of its dtype, shape and bytes}."""
     names = {name for name, _ in model.named_parameters()}
     with sharding.whole(model):
         # by the state dict, in which bitsandbytes brings back weights that it has laid out anew for this CPU
         state = {name: tensor for name, tensor in model.state_dict().items() if name in names}
-        return {name: weights_digest({name: tensor}).hexdigest() for name, tensor in whole_tensors(state)}
+        return {name: weights_digest({name: tensor}).hexdigest() for name, tensor in sorted(state.items())}
 
 
 def trained_moved(moved: set[str], trained: set[str], step: int) -> Finding | Proof:
@@ -178,7 +172,8 @@ def saved_equals(model: torch.nn.Module, folder: Path, step: int) -> Iterator[Fi
     """
     adapter = isinstance(model, PeftModel)
     with sharding.whole(model):
-        state = dict(whole_tensors(get_peft_model_state_dict(model) if adapter else model.state_dict()))
+        state = get_peft_model_state_dict(model) if adapter else model.state_dict()
+        state = {name: sharding.whole_tensor(tensor) for name, tensor in sorted(state.items())}
         if not main_process():
             return
         saved = saved_tensors(folder)

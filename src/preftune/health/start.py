@@ -47,6 +47,7 @@ class ProvedStart:
     findings: Findings | None = None
     starts_as_reference = True
     frozen_by_model: frozenset[str] = frozenset()  # parameters that the model's own code freezes
+    _losses: float | torch.Tensor = 0.0  # since the last step of the optimizer; a sum that is no number stays none
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         first = self.findings is not None and self.state.global_step == 0 and not getattr(self, "_proved", False)
@@ -59,8 +60,11 @@ class ProvedStart:
             self._without_noise(inputs)
         with modules_that_run(unwrapped if first else None) as ran:
             loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.findings is not None and not torch.isfinite(loss):
-            self.findings.stop(not_finite("loss", self.state.global_step, loss.item()))
+        self._losses += loss
+        if self.accelerator.sync_gradients:  # once per step, as the device is waited for
+            total, self._losses = float(self._losses), 0.0
+            if self.findings is not None and not math.isfinite(total):
+                self.findings.stop(not_finite("loss", self.state.global_step, total))
         if first:
             if not with_noise(self.args):
                 self._prove_reference()

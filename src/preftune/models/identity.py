@@ -14,11 +14,12 @@ def fingerprint(model: torch.nn.Module) -> str:
 def weights_digest(state: dict[str, torch.Tensor]) -> xxhash.xxh3_128:
     """The hash so far of these tensors, bit for bit, with their names, dtypes and shapes, in the order of the names.
 
-    Tensors that ZeRO-3 shards are gathered one by one, for which every rank must call this.
+    Those that are sharded are gathered one by one, for which every rank must call this.
     """
     digest = xxhash.xxh3_128()
     for name, tensor in sorted(state.items()):
         with sharding.gathered([tensor]):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().reshape(-1).contiguous().view(torch.uint8).cpu().numpy())
+            weight = sharding.whole_tensor(tensor)
+            digest.update(weight.reshape(-1).contiguous().view(torch.uint8).cpu().numpy())
     return digest

@@ -30,6 +30,30 @@ def gathered(weights: Iterable[torch.Tensor], changed: bool = False) -> Iterator
         yield
 
 
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether a process holds but a part of some weight, by ZeRO-3 or FSDP2."""
+    return any(hasattr(each, "ds_id") or hasattr(each, "full_tensor") for each in model.parameters())
+
+
+def whole_tensor(weight: torch.Tensor) -> torch.Tensor:
+    """A weight, gathered where FSDP2 has sharded it (every rank must take part)."""
+    return (weight.full_tensor() if hasattr(weight, "full_tensor") else weight).detach()
+
+
+@contextlib.contextmanager
+def placed(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """The model on `device` for a while: FSDP leaves it on the CPU until training shards it."""
+    before = next(model.parameters()).device
+    if before.type == device.type or is_sharded(model):
+        yield
+        return
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(before)
+
+
 def fits_whole(model: torch.nn.Module) -> bool:
     """Whether this device can hold all weights at once; of a model that is not sharded it does."""
     missing = sum(each.ds_numel * each.element_size() for each in model.parameters() if hasattr(each, "ds_numel"))

@@ -109,7 +109,8 @@ def _build(cfg: DictConfig, data: Data, tokenizer: PreTrainedTokenizerBase, trai
         run_name=Path(cfg.output_dir).name,
         report_to=cfg.tracking.report_to,
         project=cfg.tracking.project,  # Trackio's; W&B's is given by tracking.py
-        **{"logging_first_step": True, **arguments, "disable_tqdm": True},  # Progress shows one bar of our own
+        # A loss that is no number ends the run, so none need be filtered, which would wait for the device in every step
+        **{"logging_first_step": True, "logging_nan_inf_filter": False, **arguments, "disable_tqdm": True},
     )
     require_processes(args.world_size)
     scored_by = rewards.arguments(cfg, data)
@@ -277,9 +278,10 @@ def own_reference(model: torch.nn.Module, cfg: DictConfig, arguments: dict) -> d
             raise ModelError(f"model.reference={cfg.model.reference}: this loss has no reference; leave it out")
         other = OmegaConf.merge(cfg.model, {"path": cfg.model.reference, "revision": None})
         return {"ref_model": load_model(other, cfg.lora, bool(cfg.hardware.use_cpu))}
-    if arguments.get("precompute_ref_log_probs") is not False or (cfg.lora and not moves_base(cfg.lora)):
+    sharded = cfg.hardware.engine == "fsdp" and not cfg.lora  # TRL shards a reference for the pass beforehand too
+    if arguments.get("precompute_ref_log_probs", True) and not sharded or cfg.lora and not moves_base(cfg.lora):
         return {}
-    return {"ref_model": copy.deepcopy(model)}
+    return {"ref_model": copy.deepcopy(model)} if "precompute_ref_log_probs" in arguments else {}
 
 
 def moves_base(lora: DictConfig) -> list[str]:

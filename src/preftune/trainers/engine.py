@@ -68,10 +68,12 @@ def running(accelerator: Accelerator) -> str:
 
 
 def release(trainer: Trainer) -> None:
-    """Take TRL's inference engine, which computed ZeRO-3's reference log-probs, off the model again.
+    """Let go of what computed the reference log-probs beforehand: ZeRO-3's engine of TRL's, FSDP's sharded reference.
 
-    Its hooks would count the forwards of the training as its own, and fail where these are others.
+    The engine's hooks would count the forwards of the training as its own, and fail where these are others.
     """
+    if trainer.is_fsdp_enabled and getattr(trainer, "precompute_ref_logps", False):
+        trainer.ref_model = None
     made = getattr(trainer, "_precompute_engine", None)
     if hasattr(getattr(made, "optimizer", None), "destroy"):
         made.optimizer.destroy()

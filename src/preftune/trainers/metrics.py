@@ -93,7 +93,8 @@ class PerTokenMetrics(EvaluationMeans):
             if kwargs.get("fused_lm_head") and not torch.is_grad_enabled():
                 calls.append(output.log_probs)
 
-        hook = (self.ref_model or self.model).register_forward_hook(keep, with_kwargs=True)
+        reference = self.model if self.ref_model is None else self.ref_model
+        hook = reference.register_forward_hook(keep, with_kwargs=True)
         try:
             yield calls
         finally:
