@@ -236,10 +236,13 @@ def test_files_that_are_not_there_are_named(told, tmp_path):
         ("sft_dpo", "sft.train", 2e-4),
         ("sft_dpo pipeline=orpo", "train", 8e-5),
         ("orpo", "train", 8e-5),
+        ("dpo loss=orpo", "train", 8e-5),
+        ("dpo loss=simpo", "train", 1e-5),
+        ("reward", "train", 1e-4),
         ("plan", "sft.train", 2e-4),
     ],
 )
-def test_every_weight_learns_at_a_tenth_of_the_rate_of_an_adapter(recipe, key, adapter):
+def test_a_loss_brings_its_rate_and_every_weight_learns_at_a_tenth_of_it(recipe, key, adapter):
     recipe, *more = recipe.split()
 
     def rate(*overrides):

@@ -12,11 +12,13 @@ def of_job() -> str:
     return f"-{HydraConfig.get().job.num}"
 
 
-def with_adapter(rate: float, full: float, *, _root_: DictConfig) -> float:
-    """`rate` where an adapter is trained, `full` where every weight is (lora=none)."""
-    return float(rate if _root_.get("lora") else full)
+def rate(*, _parent_: DictConfig, _root_: DictConfig) -> float:
+    """The learning rate that the loss beside `train` names for an adapter, else 2e-5; a tenth of it without one."""
+    loss = (_parent_._get_parent() or _root_).get("loss") or {}
+    named = float(loss.get("rate", 2e-5))
+    return named if _root_.get("lora") else float(f"{named / 10:.6g}")
 
 
 OmegaConf.register_new_resolver("times", lambda a, b: float(a) * float(b), replace=True)  # ${times:2,${.beta}}
-OmegaConf.register_new_resolver("with_adapter", with_adapter, replace=True)  # ${with_adapter:2e-5,2e-6}
+OmegaConf.register_new_resolver("rate", rate, replace=True)  # ${rate:}
 OmegaConf.register_new_resolver("of_job", of_job, replace=True)

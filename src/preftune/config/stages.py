@@ -10,7 +10,7 @@ from preftune.config.trainer_fields import UNREAD, Field, exported, fields, memb
 # Keys that stand in a group beside the arguments, and are preftune's own
 RESERVED = {
     "train": (),
-    "loss": ("trainer", "view", "task", "needs_sft", "gamma_beta_ratio", "balance_labels", "rewards"),
+    "loss": ("trainer", "view", "task", "needs_sft", "rate", "gamma_beta_ratio", "balance_labels", "rewards"),
     "hardware": ("memory_gb", "tflops", "engine", "nproc", "nodes", "node_rank", "rendezvous"),
     "lora": ("quantization",),
 }

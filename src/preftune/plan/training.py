@@ -35,7 +35,7 @@ class Training:
         self.width, self.layers = text.hidden_size, text.num_hidden_layers
         # as far as a configuration tells: fastpath/applies.py
         takes_masks = cfg.model.attn_implementation in (None, *IMPLEMENTATIONS)
-        self.packed = cfg.fastpath.enabled and takes_masks and not sharding.startswith("zero3")
+        self.packed = cfg.fastpath.enabled and takes_masks
 
     @property
     def autocast(self) -> str | None:
@@ -91,8 +91,8 @@ class Training:
         )
 
     def reference_tokens(self, batch: Batch) -> int:
-        """Tokens of one batch of the reference pass; DeepSpeed and FSDP take TRL's own pass."""
-        if not self.cfg.fastpath.enabled or self.sharding != "none":
+        """Tokens of one batch of the reference pass."""
+        if not self.cfg.fastpath.enabled:
             return batch.tokens
         mean = (self.rows.prompt + self.rows.answers.sum(axis=1)).mean()
         return min(max(self.cfg.fastpath.reference_batch_tokens, batch.columns), int(mean * self.rows.count))
