@@ -1,6 +1,7 @@
 """What most tests share: no network, a small preference file, and recipes composed as on the command line."""
 
 import atexit
+import gc
 import json
 import os
 import shutil
@@ -141,3 +142,9 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.stem in FAST and item.get_closest_marker("slow") is None:
             item.add_marker("fast")
+
+
+def pytest_collection_finish():
+    """What the libraries have brought in is never garbage: every training collects twice, a second each to look at it."""
+    gc.collect()
+    gc.freeze()
