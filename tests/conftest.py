@@ -145,6 +145,6 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What the libraries have brought in is never garbage: every training collects twice, a second each to look at it."""
+    """What the libraries have brought in is never garbage; a training collects twice, and took a second over each."""
     gc.collect()
     gc.freeze()
