@@ -70,8 +70,9 @@ def test_batches_come_with_their_copy_and_leave_it_before_trl_sees_them(trainers
     assert torch.equal(batch[BOX].batch["input_ids"], batch["input_ids"])
     assert BOX not in ours._prepare_inputs(batch)
     assert ours.host.kept["input_ids"] is batch[BOX].batch["input_ids"]
-    off = trainers(DPOTrainer, DPOConfig, tiny_model("llama"), pairs, ref_model=reference, form="off")[1]
-    assert BOX not in next(iter(off.get_train_dataloader()))
+    for without in ({"form": "off"}, {"accelerator_config": {"dispatch_batches": True}}):
+        plain = trainers(DPOTrainer, DPOConfig, tiny_model("llama"), pairs, ref_model=reference, **without)[1]
+        assert BOX not in next(iter(plain.get_train_dataloader()))
 
 
 def test_labels_that_are_not_those_of_the_completion_mask_are_read_themselves():

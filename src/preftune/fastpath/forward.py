@@ -228,7 +228,10 @@ class FastForward:
 
     def _get_dataloader(self, dataset, *args, **kwargs):
         collate = self.data_collator
-        if isinstance(dataset, Dataset) and self.form is not None:  # rank 0 reads a stream for all, and sends tensors
+        sent = self.accelerator.dispatch_batches or not isinstance(
+            dataset, Dataset
+        )  # rank 0 reads for all: tensors alone
+        if self.form is not None and not sent:
             self.data_collator = Boxed(collate)
         try:
             return super()._get_dataloader(dataset, *args, **kwargs)
