@@ -228,9 +228,7 @@ class FastForward:
 
     def _get_dataloader(self, dataset, *args, **kwargs):
         collate = self.data_collator
-        sent = self.accelerator.dispatch_batches or not isinstance(
-            dataset, Dataset
-        )  # rank 0 reads for all: tensors alone
+        sent = self.accelerator.dispatch_batches or not isinstance(dataset, Dataset)  # by rank 0, as tensors alone
         if self.form is not None and not sent:
             self.data_collator = Boxed(collate)
         try:
