@@ -1,7 +1,6 @@
 """Models and data sets from a hub that runs on this machine: what it gives is trained, what it refuses is one line."""
 
 import json
-import time
 
 import pytest
 from hub_server import COMMITS, Hub, served
@@ -50,19 +49,18 @@ def run(typed, small, pairs_file, hub, tmp_path):
     def start(*overrides, offline="0"):
         given = ["data=file", f"data.path={pairs_file}", "output_dir=run", "train.max_steps=1", "samples=0"]
         environment = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": offline}
-        began = time.monotonic()
         done = typed("recipes.dpo", *small, *given, "model=path", *overrides, **environment)
         assert "Traceback" not in done.stderr, done.stderr
-        return done, time.monotonic() - began
+        return done
 
     return start
 
 
 def test_a_model_of_the_hub_is_trained_and_then_without_it(run, tmp_path):
-    done, _ = run("model.path=tiny/model", "model.revision=v1")
+    done = run("model.path=tiny/model", "model.revision=v1")
     assert done.returncode == 0, done.stderr
     assert any((tmp_path / "hf").rglob(f"{COMMITS['v1']}/config.json"))
-    done, _ = run("model.path=tiny/model", "model.revision=v1", "output_dir=again", offline="1")
+    done = run("model.path=tiny/model", "model.revision=v1", "output_dir=again", offline="1")
     assert done.returncode == 0, done.stderr
 
 
@@ -75,28 +73,28 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_the_hub_refuses_is_one_line_in_seconds(run, name):
-    done, seconds = run(f"model.path={name}")
+def test_what_the_hub_refuses_is_one_line(run, name):
+    done = run(f"model.path={name}")
     assert done.returncode == 1
     [line] = [line for line in done.stderr.splitlines() if f"model.path={name}" in line]
-    assert REFUSED[name] in line and seconds < 45  # some 8 of them for the imports of two processes
+    assert REFUSED[name] in line  # libraries would go on asking for longer than the test waits
 
 
 def test_a_revision_that_is_not_there_and_a_cold_cache_are_one_line(run):
-    done, _ = run("model.path=tiny/model", "model.revision=nowhere")
+    done = run("model.path=tiny/model", "model.revision=nowhere")
     assert done.returncode == 1 and "no such branch, tag or commit" in done.stderr
-    done, _ = run("model.path=tiny/model", offline="1")
+    done = run("model.path=tiny/model", offline="1")
     assert done.returncode == 1 and "not in the local hub cache" in done.stderr
 
 
 def test_a_download_that_is_cut_is_one_line_and_goes_on_later(run):
     Hub.cut = True
     try:
-        done, _ = run("model.path=tiny/model")
+        done = run("model.path=tiny/model")
     finally:
         Hub.cut = False
     assert done.returncode == 1 and "did not give all of it" in done.stderr
-    done, _ = run("model.path=tiny/model")
+    done = run("model.path=tiny/model")
     assert done.returncode == 0, done.stderr
 
 
@@ -106,36 +104,35 @@ def inspect(typed, hub, tmp_path):
 
     def start(name, *overrides, offline="0"):
         environment = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": offline}
-        began = time.monotonic()
         given = ["data=file", f"data.path={name}", "data.eval_fraction=0", *overrides]
         done = typed("recipes.inspect_data", *given, **environment)
         assert "Traceback" not in done.stderr, done.stderr
-        return done, time.monotonic() - began
+        return done
 
     return start
 
 
 def test_a_data_set_of_the_hub_is_trained_on_and_then_without_it(run, tmp_path):
     theirs = ["model=tiny", "data.path=tiny/pairs", "data.revision=v1", "data.eval_split=test"]
-    done, _ = run(*theirs)
+    done = run(*theirs)
     assert done.returncode == 0, done.stderr
     assert "12 rows to train on (paired), 5 held out" in done.stdout + done.stderr
-    done, _ = run(*theirs, "output_dir=again", offline="1")
+    done = run(*theirs, "output_dir=again", offline="1")
     assert done.returncode == 0, done.stderr
 
 
 def test_configuration_revision_and_streaming_choose_the_rows(inspect):
-    assert "train 0, a cat?" in inspect("tiny/pairs")[0].stdout
-    assert "train 0, a dog?" in inspect("tiny/pairs", "data.revision=v1")[0].stdout
-    assert "other 0, a cat?" in inspect("tiny/pairs", "data.name=other")[0].stdout
-    assert "train 0, a cat?" in inspect("tiny/pairs", "data.streaming=true")[0].stdout
+    assert "train 0, a cat?" in inspect("tiny/pairs").stdout
+    assert "train 0, a dog?" in inspect("tiny/pairs", "data.revision=v1").stdout
+    assert "other 0, a cat?" in inspect("tiny/pairs", "data.name=other").stdout
+    assert "train 0, a cat?" in inspect("tiny/pairs", "data.streaming=true").stdout
 
 
 def test_offline_never_takes_another_revision_than_was_asked_for(inspect):
-    assert inspect("tiny/pairs")[0].returncode == 0
-    done, _ = inspect("tiny/pairs", "data.revision=main", offline="1")
+    assert inspect("tiny/pairs").returncode == 0
+    done = inspect("tiny/pairs", "data.revision=main", offline="1")
     assert done.returncode == 0, done.stderr
-    done, _ = inspect("tiny/pairs", "data.revision=v1", offline="1")
+    done = inspect("tiny/pairs", "data.revision=v1", offline="1")
     assert done.returncode == 1 and "(revision v1): not a folder or file here" in done.stderr
 
 
@@ -154,28 +151,28 @@ NOT_GIVEN = {
 
 
 @pytest.mark.parametrize("typed_as", NOT_GIVEN)
-def test_a_data_set_that_is_not_given_is_one_line_in_seconds(inspect, typed_as):
+def test_a_data_set_that_is_not_given_is_one_line(inspect, typed_as):
     name, *overrides = typed_as.split()
-    done, seconds = inspect(name, *overrides)
+    done = inspect(name, *overrides)
     assert done.returncode == 1
     [line] = [line for line in done.stderr.splitlines() if line.startswith(f"data.path={name}")]
-    assert NOT_GIVEN[typed_as] in line and seconds < 45
+    assert NOT_GIVEN[typed_as] in line
 
 
 def test_a_cold_cache_and_a_cut_download_of_a_data_set_are_one_line(inspect):
-    done, _ = inspect("tiny/pairs", offline="1")
+    done = inspect("tiny/pairs", offline="1")
     assert done.returncode == 1 and "not in the local hub cache" in done.stderr
     Hub.cut = True
     try:
-        done, _ = inspect("tiny/pairs")
+        done = inspect("tiny/pairs")
     finally:
         Hub.cut = False
     assert done.returncode == 1 and "did not give all of it" in done.stderr
-    assert inspect("tiny/pairs")[0].returncode == 0
+    assert inspect("tiny/pairs").returncode == 0
 
 
 def test_an_export_is_pushed_in_private_and_kept_where_the_hub_refuses_it(run, typed, hub, tmp_path):
-    done, _ = run("model=tiny")
+    done = run("model=tiny")
     assert done.returncode == 0, done.stderr
     given = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     for owner, token, refusal in (("me", "reader", "403"), ("me", "", "401"), ("slow", "writer", "Timeout")):
