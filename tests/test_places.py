@@ -11,6 +11,7 @@ import shared_cases
 pytestmark = pytest.mark.slow
 
 TINY = ["model=tiny", "hardware=cpu", "tracking=none", "data.max_rows=16", "train.max_steps=1", "gate.on_fail=warn"]
+TINY += ["fit_check=false", "samples=1"]
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 
 LINE = [
     *("model=tiny", "hardware.bf16=false", "tracking=none", "gate.on_fail=warn", "samples=0", "train.max_steps=4"),
+    "fit_check=false",
     *("train.logging_steps=1", "train.eval_strategy=no", "train.learning_rate=3e-3", "data=file"),
     *("data.path=train.jsonl", "data.eval_split=eval.jsonl", "hardware.per_device_train_batch_size=4"),
     "fastpath.reference_cache=cache",

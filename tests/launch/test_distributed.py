@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 STEPS = 20
 LINE = [
-    *("model=tiny", "hardware.bf16=false", "tracking=none", "gate.on_fail=warn", "samples=1"),
+    *("model=tiny", "hardware.bf16=false", "tracking=none", "gate.on_fail=warn", "samples=1", "fit_check=false"),
     *(f"train.max_steps={STEPS}", "train.save_steps=10", "train.logging_steps=1", "train.eval_strategy=no"),
     *("train.learning_rate=3e-3", "hardware.per_device_train_batch_size=4", "train.num_train_epochs=2"),
     *("data=file", "data.path=train.jsonl", "data.eval_split=eval.jsonl", "data.eval_fraction=0.05"),

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.slow
 
 LINE = [
     *("model=tiny", "hardware=cpu", "hardware.bf16=false", "tracking=none", "samples=0", "train.eval_strategy=no"),
+    "fit_check=false",
     *("train.max_steps=1", "data=file", "data.eval_fraction=0.25", "hardware.per_device_train_batch_size=4"),
     "fastpath.reference_cache=cache",
 ]

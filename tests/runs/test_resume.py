@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 STEPS = 60
 LINE = [
     *("model=tiny", "hardware=cpu", "hardware.bf16=false", "tracking=none", "gate.on_fail=warn", "samples=1"),
+    "fit_check=false",
     *(f"train.max_steps={STEPS}", "train.save_steps=5", "train.logging_steps=1", "train.eval_strategy=no"),
     *("train.learning_rate=1e-3", "hardware.per_device_train_batch_size=4", "data.max_rows=32"),
 ]
