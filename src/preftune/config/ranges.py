@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from preftune.config.problems import Problem
-from preftune.config.stages import Stage
+from preftune.config.stages import Stage, node
 from preftune.config.values import written
 
 
@@ -79,6 +79,16 @@ def numbers(stage: Stage) -> Iterator[Problem]:
             yield stage.problem(name, complaint)
     if stage.args.get("max_steps", -1) < -1 or stage.args.get("max_steps") == 0:
         yield stage.problem("max_steps", "wants 1 or more steps, or -1 for what num_train_epochs says")
+
+
+def default_rate(stage: Stage) -> Iterator[Problem]:
+    given = node(stage.config, f"{stage.prefix}loss").get("rate")
+    if given is not None and (
+        isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf
+    ):
+        yield Problem(
+            f"{stage.prefix}loss.rate", f"wants a learning rate above 0, got {written(given)}; for example 2e-5"
+        )
 
 
 def adapter_numbers(stage: Stage) -> Iterator[Problem]:

@@ -15,8 +15,9 @@ def of_job() -> str:
 def rate(*, _parent_: DictConfig, _root_: DictConfig) -> float:
     """The learning rate that the loss beside `train` names for an adapter, else 2e-5; a tenth of it without one."""
     loss = (_parent_._get_parent() or _root_).get("loss") or {}
-    named = float(loss.get("rate", 2e-5))
-    return named if _root_.get("lora") else float(f"{named / 10:.6g}")
+    named = loss.get("rate")
+    named = named if isinstance(named, int | float) else 2e-5  # ranges.py refuses any other value but null
+    return float(named if _root_.get("lora") else f"{named / 10:.6g}")
 
 
 OmegaConf.register_new_resolver("times", lambda a, b: float(a) * float(b), replace=True)  # ${times:2,${.beta}}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from preftune.config.problems import Problem
-from preftune.config.ranges import adapter_numbers, label_smoothing, numbers
+from preftune.config.ranges import adapter_numbers, default_rate, label_smoothing, numbers
 from preftune.config.stages import SELECTIVE, InvalidArgument, Stage, node
 from preftune.config.values import written
 
@@ -312,6 +312,7 @@ RULES = [
     smoothed_by_trl,
     numbers,
     adapter_numbers,
+    default_rate,
     label_smoothing,
     one_weight_a_loss,
     f_divergence,

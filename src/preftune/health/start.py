@@ -48,6 +48,7 @@ class ProvedStart:
     starts_as_reference = True
     frozen_by_model: frozenset[str] = frozenset()  # parameters that the model's own code freezes
     _losses: float | torch.Tensor = 0.0  # since the last step of the optimizer; a sum that is no number stays none
+    _unmoved: bool | None = None  # whether no weight has moved yet: warm-up begins with a rate of 0
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         first = self.findings is not None and self.state.global_step == 0 and not getattr(self, "_proved", False)
@@ -72,8 +73,11 @@ class ProvedStart:
                 print("step-0 check: the first answers' rewards are alike, so no gradient is due")
             elif not self.is_deepspeed_enabled:  # DeepSpeed keeps gradients to itself
                 self._check(check_gradients, unwrapped, ran)
-        if self.state.global_step == 0 and not with_noise(self.args):
+        self._unmoved = self.state.global_step == 0 if self._unmoved is None else self._unmoved
+        if self._unmoved and not with_noise(self.args):
             ties_count_half(self)
+        if self.accelerator.sync_gradients and self.optimizer is not None:
+            self._unmoved &= not any(group["lr"] for group in self.optimizer.param_groups)
         return loss
 
     def _without_noise(self, inputs: dict) -> None:
@@ -101,7 +105,7 @@ class ProvedStart:
 
 
 def ties_count_half(trainer: Trainer) -> None:
-    """Before the first step policy and reference are one model: what ranks their answers is rounding, a tie."""
+    """Before a weight has moved policy and reference are one model: what ranks their answers is rounding, a tie."""
     logged = getattr(trainer, "_metrics", {"train": {}})["train"].get("rewards/accuracies")
     if logged and trainer.starts_as_reference and getattr(trainer, "logratios_per_token", None) is not None:
         logged[-1] = 0.5
