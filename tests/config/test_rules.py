@@ -60,7 +60,7 @@ def test_what_the_project_ships_has_no_problem(recipe, override):
         (["train.max_steps=0"], "train.max_steps", "wants 1 or more steps"),
         (["hardware.gradient_accumulation_steps=0"], "hardware.gradient_accumulation_steps", "at least 1"),
         (["lora.r=0"], "lora.r", "at least 1"),
-        (["loss=orpo", "loss.rate=abc"], "loss.rate", "wants a learning rate above 0, got 'abc'; for example 2e-5"),
+        (["loss=orpo", "loss.rate=abc"], "loss.rate", "wants a learning rate above 0, got abc; for example 2e-5"),
         (["loss=orpo", "loss.rate=0"], "loss.rate", "wants a learning rate above 0, got 0"),
         (["lora.lora_dropout=1"], "lora.lora_dropout", "at least 0 and below 1"),
         (["loss=exo", "loss.label_smoothing=0"], "loss.label_smoothing", "above 0 and below 1 with loss_type exo_pair"),

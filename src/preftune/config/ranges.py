@@ -83,12 +83,10 @@ def numbers(stage: Stage) -> Iterator[Problem]:
 
 def default_rate(stage: Stage) -> Iterator[Problem]:
     given = node(stage.config, f"{stage.prefix}loss").get("rate")
-    if given is not None and (
-        isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf
-    ):
-        yield Problem(
-            f"{stage.prefix}loss.rate", f"wants a learning rate above 0, got {written(given)}; for example 2e-5"
-        )
+    number = isinstance(given, int | float) and not isinstance(given, bool)
+    if given is not None and not (number and 0 < given < math.inf):
+        text = f"wants a learning rate above 0, got {written(given)}; for example 2e-5"
+        yield Problem(f"{stage.prefix}loss.rate", text)
 
 
 def adapter_numbers(stage: Stage) -> Iterator[Problem]:
