@@ -49,7 +49,7 @@ def run(typed, small, pairs_file, hub, tmp_path):
     def start(*overrides, offline="0"):
         given = ["data=file", f"data.path={pairs_file}", "output_dir=run", "train.max_steps=1", "samples=0"]
         environment = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": offline}
-        done = typed("recipes.dpo", *small, *given, "model=path", *overrides, **environment)
+        done = typed("recipes.dpo", *small, *given, "model=path", *overrides, timeout=120, **environment)
         assert "Traceback" not in done.stderr, done.stderr
         return done
 
@@ -77,7 +77,7 @@ def test_what_the_hub_refuses_is_one_line(run, name):
     done = run(f"model.path={name}")
     assert done.returncode == 1
     [line] = [line for line in done.stderr.splitlines() if f"model.path={name}" in line]
-    assert REFUSED[name] in line  # libraries would go on asking for longer than the test waits
+    assert REFUSED[name] in line
 
 
 def test_a_revision_that_is_not_there_and_a_cold_cache_are_one_line(run):
@@ -105,7 +105,7 @@ def inspect(typed, hub, tmp_path):
     def start(name, *overrides, offline="0"):
         environment = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": offline}
         given = ["data=file", f"data.path={name}", "data.eval_fraction=0", *overrides]
-        done = typed("recipes.inspect_data", *given, **environment)
+        done = typed("recipes.inspect_data", *given, timeout=120, **environment)
         assert "Traceback" not in done.stderr, done.stderr
         return done
 

@@ -237,6 +237,8 @@ class FastForward:
             self.data_collator = collate
 
     def _prepare_inputs(self, inputs):
+        if self.form is None:
+            return super()._prepare_inputs(inputs)
         kept = inputs[BOX].batch if BOX in inputs else inputs
         inputs = super()._prepare_inputs({name: each for name, each in inputs.items() if name != BOX})
         self.host.keep(inputs, kept)

@@ -61,11 +61,12 @@ class ProvedStart:
             self._without_noise(inputs)
         with modules_that_run(unwrapped if first else None) as ran:
             loss = super().training_step(model, inputs, num_items_in_batch)
-        self._losses += loss
-        if self.accelerator.sync_gradients:  # once per step, as the device is waited for
-            total, self._losses = float(self._losses), 0.0
-            if self.findings is not None and not math.isfinite(total):
-                self.findings.stop(not_finite("loss", self.state.global_step, total))
+        if self.findings is not None:
+            self._losses += loss
+            if self.accelerator.sync_gradients:  # once per step, as the device is waited for
+                total, self._losses = float(self._losses), 0.0
+                if not math.isfinite(total):
+                    self.findings.stop(not_finite("loss", self.state.global_step, total))
         if first:
             if not with_noise(self.args):
                 self._prove_reference()

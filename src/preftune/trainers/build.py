@@ -137,9 +137,9 @@ def _build(cfg: DictConfig, data: Data, tokenizer: PreTrainedTokenizerBase, trai
     say_left_out(trainer, data, evaluated)
     require_a_batch(trainer)
     engine.require(cfg, trainer.accelerator)
-    engine.release(trainer)
     trainer.frozen_by_model = frozen
     trainer.starts_as_reference = cfg.model.reference is None
+    engine.release(trainer)
     set_callbacks(trainer, cfg, data)
     return trainer
 
@@ -278,10 +278,12 @@ def own_reference(model: torch.nn.Module, cfg: DictConfig, arguments: dict) -> d
             raise ModelError(f"model.reference={cfg.model.reference}: this loss has no reference; leave it out")
         other = OmegaConf.merge(cfg.model, {"path": cfg.model.reference, "revision": None})
         return {"ref_model": load_model(other, cfg.lora, bool(cfg.hardware.use_cpu))}
+    beforehand = arguments.get("precompute_ref_log_probs")  # None: a loss without that choice
     sharded = cfg.hardware.engine == "fsdp" and not cfg.lora  # TRL shards a reference for the pass beforehand too
-    if arguments.get("precompute_ref_log_probs", True) and not sharded or cfg.lora and not moves_base(cfg.lora):
+    apart = beforehand is False or (beforehand and sharded)
+    if not apart or (cfg.lora and not moves_base(cfg.lora)):
         return {}
-    return {"ref_model": copy.deepcopy(model)} if "precompute_ref_log_probs" in arguments else {}
+    return {"ref_model": copy.deepcopy(model)}
 
 
 def moves_base(lora: DictConfig) -> list[str]:

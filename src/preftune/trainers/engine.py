@@ -68,11 +68,12 @@ def running(accelerator: Accelerator) -> str:
 
 
 def release(trainer: Trainer) -> None:
-    """Let go of what computed the reference log-probs beforehand: ZeRO-3's engine of TRL's, FSDP's sharded reference.
+    """Let go of what computed the reference log-probs beforehand: ZeRO-3's engine of TRL's, FSDP's copy of the policy.
 
-    The engine's hooks would count the forwards of the training as its own, and fail where these are others.
+    The engine's hooks would count the forwards of the training as its own, and fail where these are others. A reference
+    that is another model stays, as TRL keeps it.
     """
-    if trainer.is_fsdp_enabled and getattr(trainer, "precompute_ref_logps", False):
+    if trainer.is_fsdp_enabled and trainer.starts_as_reference and getattr(trainer, "precompute_ref_logps", False):
         trainer.ref_model = None
     made = getattr(trainer, "_precompute_engine", None)
     if hasattr(getattr(made, "optimizer", None), "destroy"):
