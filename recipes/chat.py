@@ -9,11 +9,13 @@ import hydra
 
 from preftune.config.command_line import command_line
 from preftune.config.errors import report_user_errors
+from preftune.config.processes import imports
 
 
 @hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="chat")
 def main(cfg):
-    from preftune.evaluate.chat import chat  # imports torch: only after the checks
+    with imports():
+        from preftune.evaluate.chat import chat  # imports torch: only after the checks
 
     with report_user_errors():
         chat(cfg)

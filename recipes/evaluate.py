@@ -10,14 +10,15 @@ import hydra
 
 from preftune.config.command_line import command_line
 from preftune.config.errors import report_user_errors
+from preftune.config.processes import imports
 
 
 @hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="evaluate")
 def main(cfg):
     with report_user_errors():
         with contextlib.redirect_stdout(sys.stderr):  # libraries announce themselves there, and JSON must stand alone
-            from preftune.evaluate import evaluation  # imports torch: only after the checks
-
+            with imports():
+                from preftune.evaluate import evaluation  # imports torch: only after the checks
             told = evaluation.run(cfg)
         print(told)
 

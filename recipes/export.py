@@ -7,12 +7,14 @@ import hydra
 
 from preftune.config.command_line import command_line
 from preftune.config.errors import report_user_errors
+from preftune.config.processes import imports
 
 
 @hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="export")
 def main(cfg):
-    from preftune.models import hub
-    from preftune.pipeline.export import export  # imports torch: only after the checks
+    with imports():
+        from preftune.models import hub
+        from preftune.pipeline.export import export  # imports torch: only after the checks
 
     with report_user_errors():
         print(export(cfg.run, cfg.output, cfg.dtype, cfg.base, cfg.to))

@@ -9,11 +9,13 @@ import hydra
 
 from preftune.config.command_line import command_line
 from preftune.config.errors import report_user_errors
+from preftune.config.processes import imports
 
 
 @hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="inspect_data")
 def main(cfg):
-    from preftune.report.data_report import review  # imports torch: only after the checks
+    with imports():
+        from preftune.report.data_report import review  # imports torch: only after the checks
 
     with report_user_errors():
         sys.exit(review(cfg))

@@ -7,11 +7,13 @@ import hydra
 
 from preftune.config.command_line import command_line
 from preftune.config.errors import report_user_errors
+from preftune.config.processes import imports
 
 
 @hydra.main(version_base="1.3", config_path="pkg://preftune.conf", config_name="make_pairs")
 def main(cfg):
-    from preftune.pipeline.rounds import make_pairs  # imports torch: only after the checks
+    with imports():
+        from preftune.pipeline.rounds import make_pairs  # imports torch: only after the checks
 
     with report_user_errors():
         print(make_pairs(cfg))

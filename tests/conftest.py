@@ -20,6 +20,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 
+gc.disable()  # until all is imported: pytest_collection_finish
 CACHE, MODELS = Path(os.environ["PREFTUNE_CACHE"]), Path.home() / ".cache/preftune/models"
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 MODELS.mkdir(parents=True, exist_ok=True)
@@ -146,5 +147,5 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     """What the libraries have brought in is never garbage; a training collects twice, and took a second over each."""
-    gc.collect()
     gc.freeze()
+    gc.enable()

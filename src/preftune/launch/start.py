@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from preftune.config import errors, hardware
 from preftune.config.errors import Interrupted, LaunchError, UserError
-from preftune.config.processes import world_size
+from preftune.config.processes import imports, world_size
 from preftune.launch import slurm, sweep
 from preftune.launch.sweep import beside_others, finished_before, in_sweep
 from preftune.launch.torchrun import start
@@ -49,7 +49,9 @@ def run(cfg: DictConfig, recipe: str, task: str) -> float | None:
             return sweep.objective(cfg.output_dir)
         with as_rank(cfg):
             module, _, name = task.partition(":")
-            getattr(importlib.import_module(module), name)(cfg)
+            with imports():
+                function = getattr(importlib.import_module(module), name)
+            function(cfg)
         return sweep.objective(cfg.output_dir)
 
 
