@@ -1,6 +1,7 @@
 """The order of the rooms: each imports from those before it alone, and no imports form a circle."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,11 @@ def test_functions_are_short_and_take_few_parameters():
             if isinstance(node, ast.FunctionDef):
                 taken = [each for each in node.args.args + node.args.kwonlyargs if each.arg not in ("self", "cls")]
                 assert node.end_lineno - node.lineno < 50 and len(taken) <= 6, f"{path}: {node.name}"
+
+
+def test_the_documentation_is_short():
+    """What a program writes does not count: models.md, and tables between their comments."""
+    pages = [path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md") if path.stem != "models"]
+    written = [re.sub(r"<!-- table:.*?<!-- end of .*?-->", "", page, flags=re.DOTALL) for page in pages]
+    assert sum(len(page.split()) for page in written) <= 12_000
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
