@@ -98,6 +98,20 @@ def typed(tmp_path):
     return run
 
 
+@pytest.fixture
+def in_turn(tmp_path):
+    """in_turn(["recipes.inspect_data", …], …): what each command said and its exit code, all in one fresh process."""
+
+    def run(*commands, timeout=240, **environment):
+        driver = Path(__file__).with_name("in_turn.py")
+        given = {"cwd": tmp_path, "env": {**os.environ, **environment}, "timeout": timeout, "text": True}
+        asked = json.dumps(commands)
+        done = subprocess.run([sys.executable, driver], input=asked, stdout=subprocess.PIPE, check=True, **given)
+        return [subprocess.CompletedProcess(*each) for each in json.loads(done.stdout)]
+
+    return run
+
+
 def composed_once(recipe, *overrides):
     GlobalHydra.instance().clear()
     with initialize_config_module("preftune.conf", version_base="1.3"):

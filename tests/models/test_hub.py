@@ -43,13 +43,24 @@ configs:
 
 
 @pytest.fixture
-def run(typed, small, pairs_file, hub, tmp_path):
-    """run(*overrides, offline=…): recipes.dpo with a model of that hub and a cache that starts empty."""
+def place(hub, tmp_path):
+    """place("0"): an environment with that hub, and a cache that starts empty; HF_HUB_OFFLINE is what is given."""
+    return lambda offline: {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": offline}
+
+
+@pytest.fixture
+def command(small, pairs_file):
+    """recipes.dpo with a model of the hub."""
+    given = ["data=file", f"data.path={pairs_file}", "output_dir=run", "train.max_steps=1", "samples=0"]
+    return ["recipes.dpo", *small, *given, "model=path"]
+
+
+@pytest.fixture
+def run(typed, command, place):
+    """run(*overrides, offline=…): the finished process of that command."""
 
     def start(*overrides, offline="0"):
-        given = ["data=file", f"data.path={pairs_file}", "output_dir=run", "train.max_steps=1", "samples=0"]
-        environment = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": offline}
-        done = typed("recipes.dpo", *small, *given, "model=path", *overrides, timeout=120, **environment)
+        done = typed(*command, *overrides, timeout=120, **place(offline))
         assert "Traceback" not in done.stderr, done.stderr
         return done
 
@@ -72,12 +83,12 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_the_hub_refuses_is_one_line(run, name):
-    done = run(f"model.path={name}")
-    assert done.returncode == 1
-    [line] = [line for line in done.stderr.splitlines() if f"model.path={name}" in line]
-    assert REFUSED[name] in line
+def test_what_the_hub_refuses_is_one_line(in_turn, command, place):
+    said = in_turn(*([*command, f"model.path={name}"] for name in REFUSED), **place("0"))
+    for (name, why), done in zip(REFUSED.items(), said, strict=True):  # the one that stalls is the last
+        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+        [line] = [line for line in done.stderr.splitlines() if f"model.path={name}" in line]
+        assert why in line
 
 
 def test_a_revision_that_is_not_there_and_a_cold_cache_are_one_line(run):
@@ -99,15 +110,14 @@ def test_a_download_that_is_cut_is_one_line_and_goes_on_later(run):
 
 
 @pytest.fixture
-def inspect(typed, hub, tmp_path):
-    """inspect(data set, *overrides, offline=…): recipes.inspect_data on a data set of that hub."""
+def inspect(in_turn, place):
+    """inspect("tiny/pairs data.name=other", …, offline=…): recipes.inspect_data on each data set of that hub."""
 
-    def start(name, *overrides, offline="0"):
-        environment = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": offline}
-        given = ["data=file", f"data.path={name}", "data.eval_fraction=0", *overrides]
-        done = typed("recipes.inspect_data", *given, timeout=120, **environment)
-        assert "Traceback" not in done.stderr, done.stderr
-        return done
+    def start(*asked, offline="0"):
+        given = ["recipes.inspect_data", "data=file", "data.eval_fraction=0"]
+        said = in_turn(*([*given, *f"data.path={each}".split()] for each in asked), **place(offline))
+        assert not [done.stderr for done in said if "Traceback" in done.stderr]
+        return said
 
     return start
 
@@ -122,18 +132,21 @@ def test_a_data_set_of_the_hub_is_trained_on_and_then_without_it(run, tmp_path):
 
 
 def test_configuration_revision_and_streaming_choose_the_rows(inspect):
-    assert "train 0, a cat?" in inspect("tiny/pairs").stdout
-    assert "train 0, a dog?" in inspect("tiny/pairs", "data.revision=v1").stdout
-    assert "other 0, a cat?" in inspect("tiny/pairs", "data.name=other").stdout
-    assert "train 0, a cat?" in inspect("tiny/pairs", "data.streaming=true").stdout
+    rows = {
+        "tiny/pairs": "train 0, a cat?",
+        "tiny/pairs data.revision=v1": "train 0, a dog?",
+        "tiny/pairs data.name=other": "other 0, a cat?",
+        "tiny/pairs data.streaming=true": "train 0, a cat?",
+    }
+    for done, row in zip(inspect(*rows), rows.values(), strict=True):
+        assert row in done.stdout
 
 
 def test_offline_never_takes_another_revision_than_was_asked_for(inspect):
-    assert inspect("tiny/pairs").returncode == 0
-    done = inspect("tiny/pairs", "data.revision=main", offline="1")
-    assert done.returncode == 0, done.stderr
-    done = inspect("tiny/pairs", "data.revision=v1", offline="1")
-    assert done.returncode == 1 and "(revision v1): not a folder or file here" in done.stderr
+    assert inspect("tiny/pairs")[0].returncode == 0
+    there, other = inspect("tiny/pairs data.revision=main", "tiny/pairs data.revision=v1", offline="1")
+    assert there.returncode == 0, there.stderr
+    assert other.returncode == 1 and "(revision v1): not a folder or file here" in other.stderr
 
 
 NOT_GIVEN = {
@@ -150,41 +163,47 @@ NOT_GIVEN = {
 }
 
 
-@pytest.mark.parametrize("typed_as", NOT_GIVEN)
-def test_a_data_set_that_is_not_given_is_one_line(inspect, typed_as):
-    name, *overrides = typed_as.split()
-    done = inspect(name, *overrides)
-    assert done.returncode == 1
-    [line] = [line for line in done.stderr.splitlines() if line.startswith(f"data.path={name}")]
-    assert NOT_GIVEN[typed_as] in line
+def test_a_data_set_that_is_not_given_is_one_line(inspect):
+    stalled = [asked for asked in NOT_GIVEN if asked.startswith(("slow", "late"))]  # the process then stays offline
+    answered = [asked for asked in NOT_GIVEN if asked not in stalled]
+    said = dict(zip(answered, inspect(*answered), strict=True)) | {asked: inspect(asked)[0] for asked in stalled}
+    for asked, why in NOT_GIVEN.items():
+        done = said[asked]
+        assert done.returncode == 1, (asked, done.stdout)
+        [line] = [line for line in done.stderr.splitlines() if line.startswith(f"data.path={asked.split()[0]}")]
+        assert why in line
 
 
 def test_a_cold_cache_and_a_cut_download_of_a_data_set_are_one_line(inspect):
-    done = inspect("tiny/pairs", offline="1")
+    [done] = inspect("tiny/pairs", offline="1")
     assert done.returncode == 1 and "not in the local hub cache" in done.stderr
     Hub.cut = True
     try:
-        done = inspect("tiny/pairs")
+        [done] = inspect("tiny/pairs")
     finally:
         Hub.cut = False
     assert done.returncode == 1 and "did not give all of it" in done.stderr
-    assert inspect("tiny/pairs").returncode == 0
+    assert inspect("tiny/pairs")[0].returncode == 0
 
 
-def test_an_export_is_pushed_in_private_and_kept_where_the_hub_refuses_it(run, typed, hub, tmp_path):
+def test_an_export_is_pushed_in_private_and_kept_where_the_hub_refuses_it(run, in_turn, place, tmp_path):
     done = run("model=tiny")
     assert done.returncode == 0, done.stderr
-    given = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    for owner, token, refusal in (("me", "reader", "403"), ("me", "", "401"), ("slow", "writer", "Timeout")):
-        folder = f"{owner}{token}"
-        asked = ["run=run", f"output={folder}", f"push={owner}/aligned"]
-        done = typed("recipes.export", *asked, **given, HF_TOKEN=token)
-        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-        [line] = [line for line in done.stderr.splitlines() if line.startswith(f"push={owner}/aligned")]
-        assert refusal in line and f"The export stays in {folder}" in line
-        assert (tmp_path / folder / "model.safetensors").exists() and not Hub.pushed
-    done = typed("recipes.export", "run=run", "output=out", "push=me/aligned", **given, HF_TOKEN="writer")
+
+    def pushed(token, *owners):
+        asked = [["recipes.export", "run=run", f"output={owner}{token}", f"push={owner}/aligned"] for owner in owners]
+        return in_turn(*asked, **place("0"), HF_HUB_DISABLE_XET="1", HF_TOKEN=token)
+
+    refused = {"mereader": (pushed("reader", "me"), "403"), "me": (pushed("", "me"), "401")}
+    assert not Hub.pushed
+    late, done = pushed("writer", "slow", "me")
+    refused["slowwriter"] = ([late], "Timeout")
+    for folder, ([each], why) in refused.items():
+        assert each.returncode == 1 and "Traceback" not in each.stderr, each.stderr
+        [line] = [line for line in each.stderr.splitlines() if line.startswith("push=")]
+        assert why in line and f"The export stays in {folder}" in line
+        assert (tmp_path / folder / "model.safetensors").exists()
     assert done.returncode == 0, done.stderr
     assert Hub.made["models/me/aligned"]["visibility"] == "private"
-    there = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    there = {path.name: path.read_bytes() for path in (tmp_path / "mewriter").iterdir()}
     assert Hub.pushed == there and len(there) >= 4
