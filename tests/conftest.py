@@ -145,6 +145,14 @@ def settings():
     return composed_once
 
 
+@pytest.fixture(autouse=True)
+def curves_are_drawn_by_tests_of_reports(request, monkeypatch):
+    """And by runs in processes of their own. Elsewhere a page keeps its words alone: drawing is a third of a run."""
+    curves = sys.modules.get("preftune.report.curves")
+    if curves and request.path.parent.name != "report":
+        monkeypatch.setattr(curves.Plot, "svg", lambda plot: "")
+
+
 FAST = {  # of seconds: they start no process and train no model
     "test_fields", "test_values", "test_rules", "test_renamed", "test_hardware", "test_remedies", "test_house",
     "test_closed_forms", "test_mechanics", "test_global_batch", "test_layout", "test_statistics", "test_scoring",
@@ -159,7 +167,17 @@ def pytest_collection_modifyitems(items):
             item.add_marker("fast")
 
 
+FROZEN = [0]  # how many modules were there when they were last left out of garbage collection
+
+
 def pytest_collection_finish():
-    """What the libraries have brought in is never garbage; a training collects twice, and took a second over each."""
-    gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(autouse=True)
+def libraries_are_never_garbage():
+    """A training collects twice, and would take a second over each to look through what was imported."""
+    if len(sys.modules) > FROZEN[0] + 100:
+        gc.collect()
+        gc.freeze()
+        FROZEN[0] = len(sys.modules)

@@ -14,7 +14,7 @@ def test_the_users_line_composes_as_typed(typed):
     assert "path: mistralai/Mistral-7B-Instruct-v0.3" in shown.stdout
 
 
-@pytest.mark.parametrize("offline", ["1", "0"])
+@pytest.mark.parametrize("offline", ["1", pytest.param("0", marks=pytest.mark.slow)])
 def test_a_model_that_cannot_be_had_is_one_clear_line(typed, offline):
     unreachable = {"HF_HUB_OFFLINE": offline, "HF_ENDPOINT": "http://127.0.0.1:9"}
     failed = typed("recipes.dpo", "loss=ipo", "model=mistral7b", *CPU, **unreachable)
@@ -24,7 +24,7 @@ def test_a_model_that_cannot_be_had_is_one_clear_line(typed, offline):
     assert "hf download" in line and "model=path model.path=FOLDER" in line
 
 
-@pytest.mark.parametrize("recipe", ["kto", "sft_dpo"])
+@pytest.mark.parametrize("recipe", ["kto", pytest.param("sft_dpo", marks=pytest.mark.slow)])
 def test_recipes_run_from_any_folder(typed, pairs_file, tmp_path, recipe):
     done = typed(f"recipes.{recipe}", "model=tiny", "data=file", f"data.path={pairs_file}", "output_dir=here", *CPU)
     assert done.returncode == 0, done.stderr
@@ -32,6 +32,7 @@ def test_recipes_run_from_any_folder(typed, pairs_file, tmp_path, recipe):
     assert "Warning" not in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_one_new_file_a_group_is_all_that_a_new_choice_needs(typed, pairs_file, tmp_path):
     files = {
         "loss/cdpo.yaml": "# mine\ndefaults: [robust]\nlabel_smoothing: 0.2\n",

@@ -59,5 +59,5 @@ def test_remedies_are_found():
 
 @pytest.mark.parametrize("override", written())
 def test_what_is_written_out_can_be_typed(override):
-    answers = [refused(recipe, override) for recipe in ("dpo", "kto", "orpo", "sft", "rloo") if override]
-    assert any(not answer or any(word in answer for word in ELSEWHERE) for answer in answers), answers[0]
+    answers = (refused(recipe, override) for recipe in ("dpo", "kto", "orpo", "sft", "rloo"))
+    assert any(not answer or any(word in answer for word in ELSEWHERE) for answer in answers), refused("dpo", override)

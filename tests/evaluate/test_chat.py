@@ -14,6 +14,7 @@ from preftune.evaluate.subjects import SubjectError
 SHORT = ["max_new_tokens=6"]
 
 
+@pytest.mark.slow
 def test_questions_can_be_piped_and_the_reference_answers_below(trained, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "recipes.chat", f"run={trained('dpo')}", "--compare", *SHORT],

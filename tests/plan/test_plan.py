@@ -99,6 +99,7 @@ def test_qlora_fits_a_7b_model_on_24_gb_and_full_fine_tuning_does_not(composed):
     require_fits(refused, full)
 
 
+@pytest.mark.slow
 def test_what_a_suggestion_says_fits(composed):
     cfg = composed(
         "dpo", "hardware=gpu24gb", "model=llama3_8b", "lora=lora", "data=ultrafeedback", "hardware.memory_gb=16"
@@ -128,6 +129,7 @@ def test_a_copy_of_the_reference_weighs_as_much_as_the_model(composed):
     assert online.reference["kind"] == "copy" and online.memory_gb["reference"] == online.memory_gb["weights"]
 
 
+@pytest.mark.slow
 def test_sharding_divides_what_it_shares(composed):
     cfg = composed("dpo", "hardware=gpu80gb", "model=mistral7b", "lora=none", "data=ultrafeedback")
     plans = [plan.plan(cfg, world_size=8, sharding=each).memory_gb for each in ("none", "zero2", "zero3")]
