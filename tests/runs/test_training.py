@@ -156,8 +156,11 @@ def test_a_run_directory_is_never_overwritten(composed):
     train(cfg)
     with pytest.raises(RunError, match="a finished run.*output_dir=ANOTHER"):
         train(cfg)
-    with pytest.raises(RunError, match="nothing to resume"):
+    with pytest.raises(RunError, match="nothing to resume") as refused:
         train(composed("dpo", "resume=true"))
+    assert "other settings" not in str(refused.value)
+    with pytest.raises(RunError, match=r"other settings \(loss\): output_dir=ANOTHER"):
+        train(composed("dpo", "resume=true", "loss=ipo"))
 
 
 def test_a_folder_with_other_things_in_it_is_refused(composed):

@@ -138,9 +138,11 @@ def open_run(cfg: DictConfig, stages: bool = False) -> Path:
                 f"output_dir={run} holds {state}, and nothing is overwritten. {go_on or 'Start'} another: "
                 "output_dir=ANOTHER"
             )
-        if (run / "summary.json").exists() and not stages:
-            raise RunError(f"output_dir={run} holds a finished run; there is nothing to resume. See {run}/summary.json")
         differing = changed(cfg, run)
+        if (run / "summary.json").exists() and not stages:
+            told = f"output_dir={run} holds a finished run; there is nothing to resume. See {run}/summary.json"
+            other = f". It had other settings ({', '.join(differing)}): output_dir=ANOTHER resume=false"
+            raise RunError(told + (other if differing else ""))
         if differing and not stages:
             raise RunError(
                 f"resume=true: {', '.join(differing)} differ from {run}/config.yaml, and the run would not be the "
