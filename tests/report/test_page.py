@@ -92,7 +92,8 @@ def test_a_run_stopped_at_its_gate_has_a_page(a_run):
     gate = {"perplexity": 33.4, "max_perplexity": 10.0, "passed": False, "pairs": 112, "outlier_count": 1,
             "outliers": [{"prompt": "Why <b>?", "chosen": "So.", "logps_per_token": -9.1}]}  # fmt: skip
     findings = [finding("perplexity", 0, 33.4, 10.0)]
-    text = page_of(a_run(findings=findings, gate_json=gate, summary_json=None))
+    status = {"state": "stopped", "why": "Stopped: perplexity at step 0 (33.4, threshold 10): It does. Stop."}
+    text = page_of(a_run(findings=findings, gate_json=gate, summary_json=None, status_json=status))
     assert "Stopped before the first step: perplexity" in text
     assert "perplexity of 33.40 per token; limit 10" in text and "Nothing was logged: no step was taken." in text
 
@@ -176,9 +177,8 @@ def test_a_pipeline_shows_every_stage_and_the_worst_first(a_run):
 
 def test_speed_and_memory_stand_beside_the_plan(a_run):
     plan = {"memory_gb": {"weights": 0.5, "total": 1.25}, "seconds": 60, "tokens": 6000}
-    manifest = {"created": "1", "plan": plan}
-    summary = {"snapshots": [], "seconds": 75.0, "peak_memory_gb": 1.5, "tokens_per_second": 80.0}
-    text = page_of(a_run(manifest_json=manifest, summary_json=summary))
+    summary = {"snapshots": [], "seconds": 75.0, "peak_memory_gb": 1.5, "plan": plan}
+    text = page_of(a_run(summary_json=summary))
     planned = '<td>peak memory, GB</td><td class="number">1.25</td><td class="number">1.5</td>'
     assert planned in text and "Planned memory by part, GB: weights 0.5." in text
 

@@ -1,17 +1,14 @@
 """Several runs beside each other: ranked by held-out accuracy at matched KL, and once more with length controlled for.
 
 A policy that has moved further from its reference separates pairs better and has lost more, so accuracies are compared
-where the policies have moved equally far: at the distance where the run ended that ended nearest to its reference, or
-the one next to it at which every run that moved at all (FLOOR) has an evaluation within a factor (NEAR). The distance
-is measured on the held-out answers, in nats per token, in one way for all runs: `kl/per_token` if every run logged it,
-else the mean of |log-ratio per token| of chosen and rejected; without a reference that to the model before its first
-step. Where there is no such distance, final values are ranked, and the notes say so. docs/report.md says it at length.
+where the policies have moved equally far. docs/report.md says how that distance is measured and chosen.
 """
 
 import json
 import math
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
@@ -68,7 +65,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Seeds:
-    """Ranked runs that differ by train.seed alone, or one run without such others: then it has no spread."""
+    """Ranked runs that differ by train.seed alone, or one run without such others."""
 
     label: str
     runs: list[Entry]
@@ -79,14 +76,12 @@ class Seeds:
         return fmean(each.at.accuracy for each in self.runs)
 
     @property
-    def spread(self) -> float | None:
-        """The standard deviation of their accuracies (of a sample: n − 1); None of one run."""
-        return stdev(each.at.accuracy for each in self.runs) if len(self.runs) > 1 else None
+    def spread(self) -> float:
+        """The standard deviation of their accuracies (of a sample: n − 1); NaN of one run."""
+        return stdev(each.at.accuracy for each in self.runs) if len(self.runs) > 1 else math.nan
 
     def better_than(self, other: "Seeds") -> bool:
-        """Whether its interval, mean ± standard deviation, lies above the other's; never with a single run."""
-        if self.spread is None or other.spread is None:
-            return False
+        """Whether its interval, mean ± standard deviation, lies above the other's; never with a single run (NaN)."""
         return self.mean - self.spread > other.mean + other.spread
 
 
@@ -99,9 +94,9 @@ class Comparison:
 
     entries: list[Entry]
     measure: str
+    notes: list[str]
     common: float | None = None
-    seeds: list[Seeds] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    seeds: Sequence[Seeds] = ()
 
     @property
     def distance(self) -> str:
@@ -120,22 +115,23 @@ def compare(folders: list[Path]) -> Comparison:
     records = [record.read(run) for folder in folders for run in runs_in(Path(folder))]
     if len(records) < 2:
         raise ReportError(f"{', '.join(map(str, folders))}: one run; name two or more to compare")
-    finished, notes = [], []
-    for each in records:
-        if len(each.last_stage.snapshots) > 1:
-            finished.append(each)
-        else:
-            told = "its result was measured by the next stage" if each.last_stage.snapshots else "it held no pairs out"
-            why = told if each.last_stage.summary else verdict(each).headline
-            notes.append(f"{each.path} is left out: {why}.")
+    finished = [each for each in records if len(each.last_stage.snapshots) > 1]
+    notes = [f"{each.path} is left out: {why_not(each)}." for each in records if each not in finished]
     if not finished:
         raise ReportError("No run to compare:\n  " + "\n  ".join(notes))
     kls = [finite((each.last_stage.summary.get("held_out") or {}).get(f"eval_{KL}")) for each in finished]
     measure, names = LOG_RATIO if None in kls else KL, [each.name for each in finished]
     entries = [entry(each, each.name if names.count(each.name) == 1 else str(each.path), measure) for each in finished]
-    found = Comparison(entries, measure, notes=notes + differences(entries))
+    found = Comparison(entries, measure, notes + differences(entries))
     rank_all(found)
     return found
+
+
+def why_not(run: Record) -> str:
+    """Why a run that was not evaluated before and after training cannot be compared."""
+    if not run.last_stage.summary:
+        return verdict(run).headline
+    return "its result was measured by the next stage" if run.last_stage.snapshots else "it held no pairs out"
 
 
 def rank_all(found: Comparison) -> None:
@@ -161,11 +157,8 @@ def rank_all(found: Comparison) -> None:
     if found.seeds:
         found.notes += overlaps(found.seeds)
         return
-    best = found.entries[0]
-    near = [
-        each.name for each in found.entries[1 : len(moved)] if best.interval and each.at.accuracy >= best.interval[0]
-    ]
-    if near:
+    best, others = found.entries[0], found.entries[1 : len(moved)]
+    if near := [each.name for each in others if best.interval and each.at.accuracy >= best.interval[0]]:
         told = f"{best.values['pairs']} held-out pairs do not tell {best.name} apart from {', '.join(near)}"
         found.notes.append(f"{told}: within its 95% interval.")
 
@@ -174,22 +167,19 @@ def by_seed(moved: list[Entry]) -> list[Seeds]:
     """The runs by their configuration without the seed, the highest mean first; empty where each stands alone."""
     groups: dict[str, list[Entry]] = defaultdict(list)
     for each in moved:
+        train = each.record.group("train")
         config = {key: value for key, value in each.record.config.items() if key not in OF_ONE_RUN}
-        config["train"] = {**(config.get("train") or {}), "seed": None}
-        seed = (each.record.config.get("train") or {}).get("seed")
+        config["train"] = train | {"seed": None}
         alike = json.dumps(config, sort_keys=True, default=str).replace(str(each.record.config.get("output_dir")), "")
-        if any((other.record.config.get("train") or {}).get("seed") == seed for other in groups[alike]):
+        if any(other.record.group("train").get("seed") == train.get("seed") for other in groups[alike]):
             alike += each.name  # the same run twice
         groups[alike].append(each)
     if all(len(runs) == 1 for runs in groups.values()):
         return []
-    losses = [runs[0].values["loss"] for runs in groups.values()]
-    named = [
-        runs[0].values["loss"] if losses.count(runs[0].values["loss"]) == 1 else runs[0].name
-        for runs in groups.values()
-    ]
-    found = [Seeds(label, runs) for label, runs in zip(named, groups.values(), strict=True)]
-    return sorted(found, key=lambda each: -each.mean)
+    firsts = [runs[0] for runs in groups.values()]
+    losses = [each.values["loss"] for each in firsts]
+    labels = [loss if losses.count(loss) == 1 else each.name for loss, each in zip(losses, firsts, strict=True)]
+    return sorted(map(Seeds, labels, groups.values()), key=lambda each: -each.mean)
 
 
 def overlaps(seeds: list[Seeds]) -> list[str]:
@@ -197,11 +187,9 @@ def overlaps(seeds: list[Seeds]) -> list[str]:
     best, others = seeds[0], seeds[1:]
     beaten = [each.label for each in others if best.better_than(each)]
     level = [each.label for each in others if not best.better_than(each)]
-    notes = (
-        [f"{best.label} is better than {', '.join(beaten)}: mean ± standard deviation do not overlap."]
-        if beaten
-        else []
-    )
+    notes = []
+    if beaten:
+        notes.append(f"{best.label} is better than {', '.join(beaten)}: mean ± standard deviation do not overlap.")
     if level:
         why = "mean ± standard deviation overlap, or one has a single seed"
         notes.append(f"{best.label} is not told apart from {', '.join(level)}: {why}.")
@@ -234,7 +222,7 @@ def other_accuracy(entry: Entry) -> str | None:
     """What an evaluation before the last counts as right, where it is not the implicit reward of pairs."""
     if entry.at is entry.points[-1]:
         return None
-    if (entry.record.config.get("loss") or {}).get("view") == "unpaired":
+    if entry.record.group("loss").get("view") == "unpaired":
         return "the accuracy of all (good, bad) answers of a batch, not of pairs"
     logged = entry.record.series("logratios/chosen_per_token", held_out=True)
     return None if logged else "the accuracy by log-prob, for its trainer has no reference"
@@ -242,7 +230,7 @@ def other_accuracy(entry: Entry) -> str | None:
 
 def entry(run: Record, name: str, measure: str) -> Entry:
     stage = run.last_stage
-    snapshot, loss, samples = stage.last_snapshot, stage.config.get("loss") or {}, stage.summary.get("samples") or []
+    snapshot, loss, samples = stage.last_snapshot, stage.group("loss"), stage.summary.get("samples") or []
     controlled = finite(snapshot.get("length_controlled_accuracy"))
     if controlled is None:  # as if all buckets of length held as many pairs
         shares = [finite(bucket.get(accuracy_name(snapshot))) for bucket in snapshot.get("by_length") or []]
@@ -251,7 +239,7 @@ def entry(run: Record, name: str, measure: str) -> Entry:
     values = {
         "loss": stage.choice("loss") or "-".join(map(str, types if isinstance(types, list) else [types])),
         "beta": finite(loss.get("beta")),
-        "learning_rate": finite((stage.config.get("train") or {}).get("learning_rate")),
+        "learning_rate": finite(stage.group("train").get("learning_rate")),
         "pairs": pairs(snapshot),
         "length_controlled_accuracy": controlled,
         "answer_words_before": mean([len(str(each.get("before", "")).split()) for each in samples]),
@@ -279,35 +267,33 @@ def evaluations(stage: Record, measure: str) -> list[Point]:
 
 def distances(stage: Record, measure: str) -> dict[int, float]:
     """{step: how far the policy was from its reference}, on held-out answers, in nats per token."""
-    last, kept = stage.last_step, stage.summary.get("held_out") or {}
     if measure == KL:
-        far = stage.series(KL, held_out=True) | {last: kept.get(f"eval_{KL}")}
-        return {step: value for step, value in far.items() if finite(value) is not None}
-    sides = []
-    for side in ("chosen", "rejected"):
-        ratios = stage.series(f"logratios/{side}_per_token", held_out=True)
-        start = finite(stage.snapshots[0].get(f"logps_{side}_per_token"))
-        if start is not None:
-            logps = stage.series(f"logps/{side}_per_token", held_out=True)
-            logps |= {last: finite(stage.last_snapshot.get(f"logps_{side}_per_token"))}
-            ratios.pop(last, None)  # the end is known from the summary
-            ratios = {step: value - start for step, value in logps.items() if finite(value) is not None} | ratios
-        sides.append({step: abs(value) for step, value in ratios.items() if finite(value) is not None})
-    chosen, rejected = sides
-    return {step: (chosen[step] + rejected[step]) / 2 for step in chosen if step in rejected}
+        held_out = stage.summary.get("held_out") or {}
+        far = stage.series(KL, held_out=True) | {stage.last_step: held_out.get(f"eval_{KL}")}
+    else:
+        chosen, rejected = (log_ratios(stage, side) for side in ("chosen", "rejected"))
+        far = {step: (abs(chosen[step]) + abs(rejected[step])) / 2 for step in chosen if step in rejected}
+    return {step: value for step, value in far.items() if finite(value) is not None}
+
+
+def log_ratios(stage: Record, side: str) -> dict[int, float]:
+    """{step: log-ratio per token}: as logged, else to the log-probs of the start; the end is known from the summary."""
+    start, *_, end = (float(each[f"logps_{side}_per_token"]) for each in stage.snapshots)
+    logps = stage.series(f"logps/{side}_per_token", held_out=True)
+    logged = stage.series(f"logratios/{side}_per_token", held_out=True)
+    return {step: value - start for step, value in logps.items()} | logged | {stage.last_step: end - start}
 
 
 def differences(entries: list[Entry]) -> list[str]:
     """What makes the numbers of these runs incomparable."""
     notes, sources = [], set()
-    for config in (each.record.config for each in entries):
-        data, seed = config.get("data") or {}, (config.get("train") or {}).get("seed")
+    for run in (each.record for each in entries):
+        data, seed = run.group("data"), run.group("train").get("seed")
         drawn = (data.get("eval_fraction"), data.get("max_rows"), seed)
         sources.add(str((data.get("path"), data.get("eval_split") or drawn)))
     if len(sources) > 1:
-        notes.append(
-            "The runs held out different rows (data.*, train.seed): their accuracies are not of the same pairs."
-        )
+        told = "The runs held out different rows (data.*, train.seed)"
+        notes.append(f"{told}: their accuracies are not of the same pairs.")
     starts = [finite(each.record.snapshots[0].get("perplexity")) for each in entries]
     if None not in starts and max(starts) > 1.01 * min(starts):
         between = f"perplexity {min(starts):.4g} to {max(starts):.4g}"

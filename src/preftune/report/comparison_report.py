@@ -11,7 +11,7 @@ from preftune.report import comparison
 from preftune.report.comparison import Comparison, Entry
 from preftune.report.curves import CURVES, Curve, Plot
 from preftune.report.page import render, shown
-from preftune.report.record import write_text
+from preftune.report.record import finite, write_text
 
 TRAINED = {  # curves by step, of training
     "rewards/margins": "Margin, train",
@@ -34,7 +34,7 @@ def as_json(found: Comparison) -> str:
         "measure": f"{found.measure}, nats per token, held-out",
         "runs": [row(each) for each in found.entries],
         "seeds": [
-            {"label": each.label, "n": len(each.runs), "mean": each.mean, "standard_deviation": each.spread}
+            {"label": each.label, "n": len(each.runs), "mean": each.mean, "standard_deviation": finite(each.spread)}
             for each in found.seeds
         ],
         "notes": found.notes,
@@ -71,9 +71,7 @@ def cells(entry: Entry, found: Comparison) -> dict[str, str]:
 
 def over_seeds(found: Comparison) -> list[tuple[str, str, str]]:
     """(label, number of seeds, mean accuracy ± standard deviation) of runs that differ by the seed alone."""
-    spreads = ["–" if each.spread is None else f"{each.spread:.1%}" for each in found.seeds]
-    groups = zip(found.seeds, spreads, strict=True)
-    return [(each.label, str(len(each.runs)), f"{each.mean:.1%} ± {spread}") for each, spread in groups]
+    return [(s.label, str(len(s.runs)), f"{s.mean:.1%} ± {percent(finite(s.spread))}") for s in found.seeds]
 
 
 def as_text(found: Comparison) -> str:
@@ -98,11 +96,11 @@ def as_text(found: Comparison) -> str:
 
 def html(found: Comparison) -> str:
     """The page of a comparison."""
-    best = [each for each in found.entries if each.rank == 1]
+    best, seeds = [each for each in found.entries if each.rank == 1], over_seeds(found)
     names = best[0].name if len(best) == 1 else f"{len(best)} runs level"
     title = f"{names}: {percent(best[0].at.accuracy, best[0].values['pairs'])}" if best else "No run can be ranked"
-    if found.seeds:
-        first, _, accuracy = over_seeds(found)[0]
+    if seeds:
+        first, _, accuracy = seeds[0]
         level = sum(not found.seeds[0].better_than(each) for each in found.seeds[1:])
         title = f"{level + 1} losses level: {first} {accuracy}" if level else f"{first}: {accuracy}"
     styles = {e.name: (CURVES[i % len(CURVES)], i >= len(CURVES)) for i, e in enumerate(found.entries)}
@@ -112,7 +110,7 @@ def html(found: Comparison) -> str:
         kicker=[f"comparison of {len(found.entries)} runs"],
         found=found,
         rows=[(entry, cells(entry, found)) for entry in found.entries],
-        seeds=over_seeds(found),
+        seeds=seeds,
         legend=[Curve(name, {}, *style) for name, style in styles.items()],
         plots=plots(found, styles),
     )

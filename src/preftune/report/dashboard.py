@@ -70,10 +70,8 @@ def workspace(entity: str, project: str, name: str) -> ws.Workspace:
 def build(project: str, entity: str | None, name: str, output: str, open: bool = False) -> str:
     """Save the workspace to W&B where runs go online, and write its spec into `output`; returns what was done.
 
-    With `open` it is shown in the browser once saved.
-
-    The spec keeps the saved workspace's address, so the next call updates that workspace and makes no second one.
-    Raises DashboardError where W&B does not take it.
+    With `open` it is shown in the browser once saved. The spec keeps the saved workspace's address, so the next call
+    updates that workspace and makes no second one. Raises DashboardError where W&B does not take it.
     """
     mode, why = wandb_mode()
     path = Path(output)

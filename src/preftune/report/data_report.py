@@ -22,7 +22,6 @@ from preftune.data.views import KINDS
 from preftune.models.load import load_model, load_processor, load_tokenizer, quiet
 from preftune.report.page import render
 
-QUANTILES = {"median": 0.5, "p95": 0.95, "max": 1.0}
 BINS = 30
 
 
@@ -30,7 +29,8 @@ def quantiles(values: np.ndarray) -> dict[str, int]:
     """Mean, median, 95th percentile and maximum, rounded."""
     if not len(values):
         return {}
-    return {"mean": round(values.mean())} | {name: round(np.quantile(values, q)) for name, q in QUANTILES.items()}
+    median, p95, most = (round(np.quantile(values, share)) for share in (0.5, 0.95, 1.0))
+    return {"mean": round(values.mean()), "median": median, "p95": p95, "max": most}
 
 
 def as_dict(seen: Data) -> dict:
@@ -38,11 +38,11 @@ def as_dict(seen: Data) -> dict:
     tokens, sizes = seen.tokens, [0 if rows is None else len(rows) for rows in (seen.train, seen.eval)]
     sets = {}
     for kind, figures in seen.sets.items():
-        longer = figures.longer_is_better or (None, None)
-        words = seen.words[kind].accuracy if kind in seen.words else (None, None)
+        longer, longer_error = figures.longer_is_better or (None, None)
+        words, words_error = seen.words[kind].accuracy if kind in seen.words else (None, None)
         sets[kind] = {"rows": figures.rows, "prompts": figures.prompts, "labels": figures.labels}
-        sets[kind] |= {"longer_is_better": longer[0], "longer_error": longer[1]}
-        sets[kind] |= {"bag_of_words": words[0], "bag_of_words_error": words[1]}
+        sets[kind] |= {"longer_is_better": longer, "longer_error": longer_error}
+        sets[kind] |= {"bag_of_words": words, "bag_of_words_error": words_error}
     return {
         "path": seen.path,
         "rows": {"read": seen.read, "train": sizes[0], "eval": sizes[1], "skipped": seen.skipped},

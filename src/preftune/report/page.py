@@ -42,10 +42,9 @@ def render(template: str, **values: object) -> str:
 
 
 def write(run: Path, output: Path | None = None) -> Path:
-    """Write <run>/report.html (or `output`) from what the run directory holds, however far the run came.
+    """Write <run>/report.html (or `output`) from what the run directory holds, and return its path.
 
-    A pipeline's page shows every stage. Returns the page's path. Raises ReportError where `run` is no run directory or
-    a file in it is broken.
+    Raises ReportError where `run` is no run directory or a file in it is broken.
     """
     seen = record.read(Path(run))
     return record.write_text(output or seen.path / "report.html", html(seen))
@@ -71,41 +70,36 @@ def html(seen: Record) -> str:
 def cards(seen: Record) -> dict[str, str | None]:
     """The main numbers, large."""
     last, snapshot = seen.last_stage, seen.last_snapshot or seen.last_stage.last_snapshot
-    accuracy, seconds = (
-        finite(snapshot.get("reward_accuracy")),
-        seen.summary.get("seconds") or last.summary.get("seconds"),
-    )
+    accuracy = finite(snapshot.get("reward_accuracy"))
+    seconds = finite(seen.summary.get("seconds") or last.summary.get("seconds"))
     return {
         "held-out accuracy": None if accuracy is None else percent(accuracy),
         "held-out margin": short(snapshot.get("reward_margin")),
         "KL per token": short((last.summary.get("held_out") or {}).get("eval_kl/per_token")),
         "perplexity of chosen": short(snapshot.get("perplexity")),
         "steps": f"{last.last_step:,}",
-        "time": str(timedelta(seconds=round(finite(seconds)))) if finite(seconds) else None,
-        "tokens per second": short(last.speed().get("tokens_per_second")),
+        "time": str(timedelta(seconds=round(seconds))) if seconds else None,
+        "tokens per second": short(last.speed()["tokens per second"]),
     }
 
 
 def stage_values(stage: Record) -> dict:
     """What the template shows of one training run, beside the files of the run."""
-    shown = panels.shown(stage)
-    plan = stage.summary.get("plan") or stage.manifest.get("plan") or {}
-    memory = plan.get("memory_gb") if isinstance(plan.get("memory_gb"), dict) else {}
+    shown, plan = panels.shown(stage), stage.summary.get("plan") or {}
     return {
         "run": stage,
         "judged": of_stage(stage),
         "plots": [plot_of(panel, findings_on(panel, shown, stage.findings or []), stage) for panel in shown],
         "rows": terminal.rows(stage.snapshots),
         "accuracy": accuracy_name(stage.last_snapshot),
-        "speed": speed(plan, memory, stage.speed()),
-        "memory": memory,
+        "speed": speed(plan, stage.speed()),
+        "memory": plan.get("memory_gb", {}),
     }
 
 
 def plot_of(panel: Panel, marks: list[tuple[int, int]], stage: Record) -> Plot:
     """A panel's curves of a run: train solid, held-out sets dashed, with thresholds and the marks of findings."""
-    curves = []
-    others = list((stage.config.get("data") or {}).get("eval_sets") or ())
+    curves, others = [], stage.group("data").get("eval_sets") or ()
     parts = [("", "train"), ("eval_", "held-out"), *((f"eval_{name}_", f"held-out {name}") for name in others)]
     for place, (prefix, part) in enumerate(parts):
         for (metric, label), colour in zip(panel.lines.items(), "abc", strict=False):
@@ -116,11 +110,11 @@ def plot_of(panel: Panel, marks: list[tuple[int, int]], stage: Record) -> Plot:
     return Plot(panel.title, curves, thresholds(panel, stage), marks, panel.limits)
 
 
-def speed(plan: dict, memory: dict, measured: dict) -> list[tuple[str, str | None, str | None]]:
+def speed(plan: dict, measured: dict) -> list[tuple[str, str | None, str | None]]:
     """(name, planned, measured) of time and memory, as far as one of the two is known."""
-    seconds, tokens = finite(plan.get("seconds")), finite(plan.get("tokens"))
-    rate = tokens / seconds if tokens and seconds else None
-    planned = {"seconds": seconds, "tokens": tokens, "tokens_per_second": rate, "peak_memory_gb": memory.get("total")}
-    names = {"tokens_per_second": "tokens per second", "peak_memory_gb": "peak memory, GB"}
-    rows = [(names.get(key, key), short(value), short(measured.get(key))) for key, value in planned.items()]
+    planned = {}
+    if plan:
+        planned = {"seconds": plan["seconds"], "tokens": plan["tokens"], "peak memory, GB": plan["memory_gb"]["total"]}
+        planned["tokens per second"] = plan["tokens"] / plan["seconds"] if plan["seconds"] else None
+    rows = [(name, short(planned.get(name)), short(value)) for name, value in measured.items()]
     return [row for row in rows if row[1] or row[2]]

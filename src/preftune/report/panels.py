@@ -116,7 +116,7 @@ def shown(record: Record) -> list[Panel]:
 
 def thresholds(panel: Panel, record: Record) -> dict[float, str]:
     """{height: words} of the constants of a panel and of the run's health thresholds, in the panel's units."""
-    health, drawn = record.config.get("health") or {}, dict(panel.constants)
+    health, drawn = record.group("health"), dict(panel.constants)
     for key, (metric, height) in THRESHOLDS.items():
         if metric in panel.lines and (limit := finite(health.get(key))) is not None:
             start = finite(next(iter(record.series(metric).values()), None))

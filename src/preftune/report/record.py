@@ -32,7 +32,7 @@ class Record:
     status: dict
     findings: list[dict] | None  # None: the run's health was not watched
     data_findings: list[dict] | None
-    proofs: list[dict]
+    proofs: list[dict] | None
     rows: list[dict]  # of metrics.jsonl
     unreadable: int  # lines of metrics.jsonl, cut off by a kill
     samples: list[dict]  # of samples.jsonl: answers while it trained
@@ -54,7 +54,7 @@ class Record:
     @property
     def snapshots(self) -> list[dict]:
         """Evaluations of the model on the held-out pairs, before and after training."""
-        return self.summary.get("snapshots") or self.summary.get("looks") or []  # as older runs call them
+        return self.summary.get("snapshots") or []
 
     @property
     def last_snapshot(self) -> dict:
@@ -65,6 +65,10 @@ class Record:
     def has_evaluations(self) -> bool:
         """Whether it was evaluated on held-out rows while it trained."""
         return any(name.startswith("eval_") for row in self.rows for name in row)
+
+    def group(self, name: str) -> dict:
+        """A group of the config; empty where the run has none of that name."""
+        return self.config.get(name) or {}
 
     def choice(self, group: str) -> str | None:
         """The file of a config group that the run was composed of, as the manifest names it (loss: ipo)."""
@@ -82,13 +86,16 @@ class Record:
                 values[int(row["step"])] = value
         return dict(sorted(values.items()))
 
-    def speed(self) -> dict[str, float]:
-        """What was measured: seconds, tokens, tokens_per_second, peak_memory_gb, as far as the run's files hold it."""
-        keys = ("seconds", "tokens", "tokens_per_second", "peak_memory_gb")
-        known = {key: self.summary[key] for key in keys if number(self.summary.get(key)) is not None}
+    def speed(self) -> dict[str, float | None]:
+        """What was measured, by the names that the page gives it; None where it is not known."""
         last = next((row for row in reversed(self.rows) if "train_runtime" in row), {})
         runtime, tokens = number(last.get("train_runtime")), number(last.get("num_tokens"))
-        return ({"tokens": tokens, "tokens_per_second": tokens / runtime} if runtime and tokens else {}) | known
+        return {
+            "seconds": self.summary.get("seconds"),
+            "tokens": tokens,
+            "tokens per second": tokens / runtime if runtime and tokens else None,
+            "peak memory, GB": self.summary.get("peak_memory_gb"),
+        }
 
 
 def number(value: object) -> float | None:
@@ -127,15 +134,13 @@ def read(run: Path) -> Record:
         raise ReportError(f"{run}: no such folder. Name the directory of a run (output_dir), which holds config.yaml")
     if not (run / "config.yaml").exists():
         raise ReportError(f"{run}: no run directory (it holds no config.yaml). Name a run's output_dir")
-    configs = sorted(run.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
-    stages = [read(path.parent) for path in configs]
+    stages = [read(path.parent) for path in sorted(run.glob("*/config.yaml"))]
     rows, unreadable = _rows(run / "metrics.jsonl")
     return Record(
         path=run,
         config=_load(run / "config.yaml", dict, lambda text: OmegaConf.to_container(OmegaConf.create(text))),
         **{name: _load(run / f"{name}.json", dict) or {} for name in ("manifest", "summary", "gate", "status")},
-        **{name: _load(run / f"{name}.json", list) for name in ("findings", "data_findings")},
-        proofs=_load(run / "proofs.json", list) or [],
+        **{name: _load(run / f"{name}.json", list) for name in ("findings", "data_findings", "proofs")},
         rows=rows,
         unreadable=unreadable,
         samples=_rows(run / "samples.jsonl")[0],

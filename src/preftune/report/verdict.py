@@ -72,32 +72,22 @@ def of_stage(record: Record) -> Verdict:
 
 def unfinished(record: Record, told: list[str], remedies: list[str]) -> Verdict:
     """The verdict on a run that a guard stopped, that ended in another way, or that still runs."""
-    state = record.status.get("state")
-    guard = next((each for each in record.findings or [] if stops(record, each)), None)
-    if guard and state not in ("interrupted", "failed"):
-        step = finite(guard.get("step"))
-        when = f"at step {step:g}" if step else "before the first step"
-        return Verdict(BAD, f"Stopped {when}: {guard.get('code')}", told, remedies)
-    known = [str(record.status["why"])] if record.status.get("why") else []
+    state, known = record.status.get("state"), record.status.get("why") or ""
+    guard = next((each for each in record.findings or [] if f"Stopped: {each.get('code')} at step" in known), None)
+    if guard:
+        when = f"at step {guard['step']}" if guard["step"] else "before the first step"
+        return Verdict(BAD, f"Stopped {when}: {guard['code']}", told, remedies)
     if not record.manifest and state != "running":
-        why = known or ["There is no manifest.json: the model or the data could not be loaded, or were refused."]
+        why = known or "There is no manifest.json: the model or the data could not be loaded, or were refused."
         remedy = "Fix what the command printed, and give the same command again: nothing is in its way."
-        return Verdict(BAD, "Did not start", why + told, [remedy])
-    why = known or ["There is no summary.json: it broke off, or it still runs."]
+        return Verdict(BAD, "Did not start", [why, *told], [remedy])
+    why = known or "There is no summary.json: it broke off, or it still runs."
     verb = {"interrupted": "Interrupted", "failed": "Failed"}.get(state, "Not finished:")
-    return Verdict(BAD, f"{verb} at step {record.last_step}", why + told, [resume(record), *remedies])
-
-
-def stops(record: Record, finding: dict) -> bool:
-    """Whether this finding ends a run: an error of its start or its numbers always, others as its config sets it."""
-    code, health, gate = finding.get("code", ""), record.config.get("health") or {}, record.config.get("gate") or {}
-    if code == "perplexity":
-        return gate.get("on_fail") == "stop"
-    return code.startswith("step0_") or code.endswith("_not_finite") or health.get("action", "warn") != "warn"
+    return Verdict(BAD, f"{verb} at step {record.last_step}", [why, *told], [resume(record), *remedies])
 
 
 def resume(record: Record) -> str:
-    cfg = OmegaConf.create({"train": record.config.get("train") or {}, "output_dir": str(record.path)})
+    cfg = OmegaConf.create({"train": record.group("train"), "output_dir": str(record.path)})
     return f"Where it no longer runs: {way_on(cfg)} (output_dir={record.path})."
 
 
