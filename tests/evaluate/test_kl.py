@@ -5,7 +5,8 @@ import torch
 from omegaconf import OmegaConf
 from peft import LoraConfig, get_peft_model
 
-from preftune.evaluate.generation import PLAIN_SAMPLING, divergence, generated, sampled
+from preftune.evaluate import generation
+from preftune.evaluate.generation import divergence, sampled
 from preftune.evaluate.subjects import base_model
 from preftune.models.load import load_model, load_tokenizer
 from preftune.models.tokenizer import token_ids
@@ -44,16 +45,16 @@ def test_the_estimate_is_the_kl_by_enumeration(policy_and_reference):
     found = divergence(policy, lambda: contextlib.nullcontext(reference), drawn, bf16=False)
     ids = token_ids(tokenizer, PROMPT, add_generation_prompt=True)
     expected = exact(policy, reference, ids, tokenizer.eos_token_id)
-    assert found.answer == pytest.approx(expected, abs=4 * found.error)
-    assert 0 < found.error < 0.2 * found.answer
-    assert found.token == pytest.approx(found.answer / found.tokens)
+    assert found["kl"] == pytest.approx(expected, abs=4 * found["kl_error"])
+    assert 0 < found["kl_error"] < 0.2 * found["kl"]
+    assert found["kl_per_token"] == pytest.approx(found["kl"] / found["kl_tokens"])
 
 
 def test_a_model_has_no_divergence_from_itself(policy_and_reference):
     policy, _, tokenizer = policy_and_reference
     drawn = sampled(policy, tokenizer, [PROMPT], max_new_tokens=4, bf16=False, seed=0)
     found = divergence(policy, lambda: contextlib.nullcontext(policy), drawn, bf16=False)
-    assert found.answer == 0 and found.error is None
+    assert found["kl"] == 0 and found["kl_error"] is None
 
 
 def test_sampling_takes_the_seed_and_leaves_the_generator_alone(policy_and_reference):
@@ -66,12 +67,11 @@ def test_sampling_takes_the_seed_and_leaves_the_generator_alone(policy_and_refer
     assert [prompt for prompt, _ in once] == [token_ids(tokenizer, p, add_generation_prompt=True) for p in prompts]
 
 
-def test_bf16_draws_what_autocast_draws_and_leaves_the_weights_as_they_were(policy_and_reference):
+def test_bf16_draws_what_autocast_draws_and_leaves_the_weights_as_they_were(policy_and_reference, monkeypatch):
     tokenizer, base = policy_and_reference[2], load_model(base_model("embedded://tiny"), OmegaConf.create({}), True)
     model = get_peft_model(base, LoraConfig(target_modules="all-linear", init_lora_weights=False)).eval()
     before = {name: weight for name, weight in model.named_parameters(remove_duplicate=False)}
     drawn = sampled(model, tokenizer, [PROMPT] * 4, 6, bf16=True, seed=0)
     assert all(weight is before[name] for name, weight in model.named_parameters(remove_duplicate=False))
-    with torch.random.fork_rng(), torch.autocast("cpu", torch.bfloat16):
-        torch.manual_seed(0)
-        assert generated(model, tokenizer, [PROMPT] * 4, 6, **PLAIN_SAMPLING) == drawn
+    monkeypatch.setattr(generation, "computing", lambda model, bf16: torch.autocast("cpu", torch.bfloat16))
+    assert sampled(model, tokenizer, [PROMPT] * 4, 6, bf16=True, seed=0) == drawn

@@ -8,10 +8,10 @@ from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from preftune.evaluate import subjects
+from preftune.evaluate.generation import generated
 from preftune.evaluate.judge import Endpoint
 from preftune.evaluate.subjects import SubjectError, find, weights
 from preftune.models.load import quiet
-from preftune.models.tokenizer import stop_tokens, token_ids
 
 RESET, QUIT = "/reset", "/quit"
 TIMEOUT = 120  # seconds for one answer of an endpoint
@@ -39,9 +39,8 @@ def chat(cfg: DictConfig) -> None:
     answering = served(cfg) if cfg.endpoint else loaded(cfg)
     dialogues: dict[str, list[dict]] = {name: [] for name in answering}
     torch.manual_seed(cfg.seed)
-    print(
-        f"{cfg.run}{f', reference {cfg.reference or find(cfg.run).start.path}' if cfg.compare else ''}. {RESET}, {QUIT}"
-    )
+    beside = f", reference {cfg.reference or find(cfg.run).start.path}" if cfg.compare else ""
+    print(f"{cfg.run}{beside}. {RESET}, {QUIT}")
     for line in typed():
         if line == QUIT:
             break
@@ -96,23 +95,12 @@ def typed() -> Iterator[str]:
             yield line
 
 
-@torch.no_grad()
 def answer(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, dialogue: list[dict], cfg: DictConfig) -> str:
     """The model's answer to a dialogue, printed while it is made; Ctrl-C ends it early."""
-    ids = torch.tensor([token_ids(tokenizer, dialogue, add_generation_prompt=True)], device=model.device)
     drawing = {"temperature": cfg.temperature, "top_p": cfg.top_p, "top_k": 0} if cfg.temperature else {}
-    streamer = Streamer(tokenizer)
+    streamer, drawn = Streamer(tokenizer), bool(cfg.temperature)
     try:
-        model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=cfg.max_new_tokens,
-            do_sample=bool(cfg.temperature),
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=stop_tokens(tokenizer),
-            streamer=streamer,
-            **drawing,
-        )
+        generated(model, tokenizer, [dialogue], cfg.max_new_tokens, do_sample=drawn, streamer=streamer, **drawing)
     except KeyboardInterrupt:
         print()
     return streamer.said

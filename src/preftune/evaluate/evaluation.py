@@ -1,7 +1,6 @@
 """recipes.evaluate: every model of a list on its held-out pairs, as one table or as JSON."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -10,7 +9,7 @@ import torch
 from datasets import Dataset
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from transformers import PreTrainedTokenizerBase
 
 from preftune.config.errors import UserError
@@ -21,11 +20,10 @@ from preftune.data.shapes import DEMONSTRATIONS, PAIRS
 from preftune.data.token_checks import answered, sequences, tokenized
 from preftune.data.views import KINDS
 from preftune.evaluate import generation, judge, lm_tasks, pairs, subjects
-from preftune.evaluate.generation import divergence, sampled
-from preftune.evaluate.judge import Judge, RewardModel, Rule, win_rate
+from preftune.evaluate.generation import Prompt, divergence, sampled
+from preftune.evaluate.judge import Answered, ByScore, Judge, RewardModel, win_rate
 from preftune.evaluate.kept import Scorer
-from preftune.evaluate.lm_tasks import results
-from preftune.evaluate.pairs import PairScores, implicit_rewards, log_probs, perplexity
+from preftune.evaluate.pairs import PairScores, implicit_rewards
 from preftune.evaluate.statistics import at_equal_length, interval
 from preftune.evaluate.subjects import Loaded, Subject, find
 from preftune.models.load import quiet
@@ -64,8 +62,19 @@ class HeldOut:
 
     pairs: Dataset
     demonstrations: Dataset | None
+    prompts: list[Prompt]  # to be answered: as many as are shown or judged
     max_length: int | None
     cache: str | None  # the run's own folder of reference log-probs, where scores are kept
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one model makes of held-out data: scores of pairs, perplexity, greedy answers, lm-eval's results."""
+
+    scores: PairScores
+    perplexity: float
+    answers: list[str]
+    tasks: dict[str, dict]
 
 
 def run(cfg: DictConfig) -> str:
@@ -83,7 +92,7 @@ def run(cfg: DictConfig) -> str:
     found = [find(name) for name in named]
     decide = judge.build(cfg.judge)
     first = next((each for each in found if each.cfg is not None), None)
-    seen: dict[tuple, object] = {}
+    seen: dict[tuple, Measured] = {}
     rows = [
         reward_row(each, first or each, cfg) if each.scores_texts else row(each, first or each, cfg, decide, seen)
         for each in found
@@ -104,33 +113,38 @@ def row(subject: Subject, first: Subject, cfg: DictConfig, decide: Judge | None,
     loaded = subjects.load(subject, cfg.reference)
     data = held_out(cfg, teacher, loaded.tokenizer)
     against = (cfg.reference or subject.start.path, subject.start.revision, data.pairs._fingerprint, bf16)
-
-    def of_reference(measure: Callable) -> object:
-        if (measure, against) not in seen:
-            with loaded.reference() as other:
-                seen[measure, against] = measure(other, loaded.tokenizer, data, cfg, bf16)
-        return seen[measure, against]
-
-    policy = scores(loaded.model, loaded.tokenizer, data, cfg, bf16)
-    reference = of_reference(scores)
+    policy = measured(loaded.model, loaded.tokenizer, data, cfg, bf16)
+    if against not in seen:
+        with loaded.reference() as other:
+            seen[against] = measured(other, loaded.tokenizer, data, cfg, bf16)
+    reference = seen[against]
+    answered = list(zip(data.prompts, policy.answers, reference.answers, strict=True))
     return {
         "model": subject.name,
         "reference": cfg.reference or subject.start.path,
         "beta": beta,
-        **preferences(policy, reference, beta),
+        **preferences(policy.scores, reference.scores, beta),
         **drift(loaded, data, cfg, bf16),
-        "perplexity": sft_perplexity(loaded.model, loaded.tokenizer, data, cfg, bf16) or policy.perplexity(),
-        "reference_perplexity": of_reference(sft_perplexity) or reference.perplexity(),
-        **judged(
-            answers(loaded.model, loaded.tokenizer, data, cfg, bf16),
-            of_reference(answers),
-            cfg,
-            decide,
-            loaded.tokenizer,
-        ),
-        "tasks": benchmarks(loaded.model, loaded.tokenizer, data, cfg, bf16),
-        "reference_tasks": of_reference(benchmarks),
+        "perplexity": policy.perplexity,
+        "reference_perplexity": reference.perplexity,
+        **judged(answered, cfg, decide, loaded.tokenizer),
+        "tasks": policy.tasks,
+        "reference_tasks": reference.tasks,
     }
+
+
+def measured(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, data: HeldOut, cfg: DictConfig, bf16: bool
+) -> Measured:
+    """One model on the held-out data."""
+    scores = Scorer(tokenizer, data.max_length, bf16, root=data.cache).score(model, data.pairs)
+    perplexity = scores.perplexity()
+    if data.demonstrations is not None:  # what their perplexity rises by was forgotten
+        rows = [sequences(row, data.max_length) for row in tokenized(data.demonstrations, DEMONSTRATIONS, tokenizer)]
+        perplexity = pairs.perplexity(*pairs.log_probs(model, tokenizer, rows, bf16))
+    answers = generation.answers(model, tokenizer, data.prompts, cfg.max_new_tokens, bf16)
+    tasks = lm_tasks.results(model, tokenizer, list(cfg.tasks), cfg.tasks_limit, cfg.tasks_path) if cfg.tasks else {}
+    return Measured(scores, perplexity, answers, tasks)
 
 
 def reward_row(subject: Subject, first: Subject, cfg: DictConfig) -> dict:
@@ -180,8 +194,10 @@ def held_out(cfg: DictConfig, teacher: Subject, tokenizer: PreTrainedTokenizerBa
             ) from None
     if found is None or not len(found):
         raise EvaluationError(f"{teacher.name} held no pairs out (data.eval_split, data.eval_fraction): eval_data=FILE")
+    found = found.select(range(min(len(found), cfg.max_pairs or len(found))))
+    prompts = generation.prompts(found, max(cfg.generations, cfg.judged_prompts if cfg.judge else 0))
     cache = None if teacher.cfg is None else OmegaConf.select(teacher.cfg, "fastpath.reference_cache")
-    return HeldOut(found.select(range(min(len(found), cfg.max_pairs or len(found)))), shown, length, cache)
+    return HeldOut(found, shown, prompts, length, cache)
 
 
 def whole_set(path: object, view: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
@@ -193,18 +209,17 @@ def whole_set(path: object, view: str, tokenizer: PreTrainedTokenizerBase, max_l
 
 def preferences(policy: PairScores, reference: PairScores, beta: float) -> dict:
     """How the implicit rewards rank the pairs, and where the log-probs went; log-ratios in nats per token."""
-    margins = pairs.margins(policy, reference, beta)
-    right, rewards = (margins > 0).double(), implicit_rewards(policy, reference, beta)
-    ratios = {side: getattr(policy, side) - getattr(reference, side) for side in ("chosen", "rejected")}
+    count, rewards = len(policy.chosen), implicit_rewards(policy, reference, beta)
+    chosen, rejected = policy.chosen - reference.chosen, policy.rejected - reference.rejected
     return {
-        "pairs": len(margins),
+        "pairs": count,
         "accuracy": rewards["reward_accuracy"],
-        "accuracy_ci": list(interval(right.mean().item(), len(right))),
-        "length_controlled_accuracy": at_equal_length(right, policy.chosen_tokens - policy.rejected_tokens),
+        "accuracy_ci": list(interval(rewards["reward_accuracy"], count)),
+        "length_controlled_accuracy": rewards["length_controlled_accuracy"],
         "logp_accuracy": policy.logp_accuracy(),
         "margin": rewards["reward_margin"],
-        "logratio_chosen_per_token": (ratios["chosen"].sum() / policy.chosen_tokens.sum()).item(),
-        "logratio_rejected_per_token": (ratios["rejected"].sum() / policy.rejected_tokens.sum()).item(),
+        "logratio_chosen_per_token": (chosen.sum() / policy.chosen_tokens.sum()).item(),
+        "logratio_rejected_per_token": (rejected.sum() / policy.rejected_tokens.sum()).item(),
         "by_length": rewards["by_length"],
     }
 
@@ -215,47 +230,19 @@ def drift(loaded: Loaded, data: HeldOut, cfg: DictConfig, bf16: bool) -> dict:
         return {"kl": None, "kl_error": None, "kl_per_token": None, "kl_tokens": None}
     prompts = generation.prompts(data.pairs, cfg.kl_prompts)
     drawn = sampled(loaded.model, loaded.tokenizer, prompts, cfg.max_new_tokens, bf16, cfg.seed)
-    found = divergence(loaded.model, loaded.reference, drawn, bf16)
-    return {"kl": found.answer, "kl_error": found.error, "kl_per_token": found.token, "kl_tokens": found.tokens}
+    return divergence(loaded.model, loaded.reference, drawn, bf16)
 
 
-def scores(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, data: HeldOut, cfg: DictConfig, bf16: bool
-) -> PairScores:
-    """The log-probs that a model gives the held-out pairs."""
-    return Scorer(tokenizer, data.max_length, bf16, root=data.cache).score(model, data.pairs)
-
-
-def sft_perplexity(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, data: HeldOut, cfg: DictConfig, bf16: bool
-) -> float | None:
-    """Perplexity of the SFT data; what it rises by was forgotten. None where there is none."""
-    if data.demonstrations is None:
-        return None
-    rows = [sequences(row, data.max_length) for row in tokenized(data.demonstrations, DEMONSTRATIONS, tokenizer)]
-    return perplexity(*log_probs(model, tokenizer, rows, bf16))
-
-
-def answers(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, data: HeldOut, cfg: DictConfig, bf16: bool
-) -> list[tuple[list[dict], str]]:
-    """(prompt, greedy answer) of a model for the first prompts, as many as are shown or judged."""
-    wanted = max(cfg.generations, cfg.judged_prompts if cfg.judge else 0)
-    prompts = generation.prompts(data.pairs, wanted) if wanted else []
-    return list(zip(prompts, generation.answers(model, tokenizer, prompts, cfg.max_new_tokens, bf16), strict=True))
-
-
-def judged(mine: list, theirs: list, cfg: DictConfig, decide: Judge | None, tokenizer: PreTrainedTokenizerBase) -> dict:
+def judged(answered: Answered, cfg: DictConfig, decide: Judge | None, tokenizer: PreTrainedTokenizerBase) -> dict:
     """Answers of policy and reference side by side, and how often the judge prefers the policy's."""
-    both = [(prompt, answer, other) for (prompt, answer), (_, other) in zip(mine, theirs, strict=True)]
-    shown = [{"prompt": p[-1]["content"], "policy": a, "reference": b} for p, a, b in both[: cfg.generations]]
-    asked = both[: cfg.judged_prompts]
+    shown = [{"prompt": p[-1]["content"], "policy": a, "reference": b} for p, a, b in answered[: cfg.generations]]
+    asked = answered[: cfg.judged_prompts]
     rate = win_rate(decide, asked, tokenizer) if decide else {}
-    scored = rule_scores(decide, asked) if isinstance(decide, (Rule, RewardModel)) else {}
+    scored = rule_scores(decide, asked) if isinstance(decide, ByScore) else {}
     return rate | scored | {"generations": shown}
 
 
-def rule_scores(rule: Rule | RewardModel, answered: list[tuple[list[dict], str, str]]) -> dict:
+def rule_scores(rule: ByScore, answered: Answered) -> dict:
     """The mean of a rule or reward over the answers of policy and reference; of a share with Wilson's interval."""
     found: dict[str, float | list[float]] = {}
     for place, name in ((1, "rule_score"), (2, "reference_rule_score")):
@@ -266,33 +253,28 @@ def rule_scores(rule: Rule | RewardModel, answered: list[tuple[list[dict], str, 
     return found
 
 
-def benchmarks(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, data: HeldOut, cfg: DictConfig, bf16: bool
-) -> dict:
-    """The results of lm-eval's tasks for a model; empty where none is wanted."""
-    return results(model, tokenizer, list(cfg.tasks), cfg.tasks_limit, cfg.tasks_path) if cfg.tasks else {}
-
-
 def table(rows: list[dict]) -> str:
     """The models side by side, then their answers."""
     console = Console(width=110, force_terminal=False)
     with console.capture() as captured:
-        numbers = Table(title="Held-out data", title_justify="left")
-        numbers.add_column()
-        for each in rows:
-            numbers.add_column(each["model"], justify="right", overflow="fold")
+        models = [Column(each["model"], justify="right", overflow="fold") for each in rows]
+        numbers = Table(Column(), *models, title="Held-out data", title_justify="left")
         for key, (label, form) in ROWS.items():
             if any(each.get(key) is not None for each in rows):
                 numbers.add_row(label, *(written(each.get(key), form) for each in rows))
         for task, metric in dict.fromkeys((t, m) for each in rows for t, f in each.get("tasks", {}).items() for m in f):
             for label, key in ((f"{task} {metric}", "tasks"), ("  the reference's", "reference_tasks")):
-                numbers.add_row(label, *(written(each[key][task].get(metric), ".4f") for each in rows))
+                numbers.add_row(label, *(written(each.get(key, {}).get(task, {}).get(metric), ".4f") for each in rows))
         numbers.add_section()
         numbers.add_row("reference", *(each["reference"] for each in rows))
         console.print(numbers)
         for each in rows:
             for shown in each["generations"]:
-                console.print(side_by_side(each["model"], shown))
+                sides = [Column(name, ratio=1, overflow="fold") for name in (each["model"], "reference")]
+                title = f"“{shown['prompt']}”"
+                grid = Table(*sides, title=title, title_justify="left", show_lines=True, width=110)
+                grid.add_row(shown["policy"], shown["reference"])
+                console.print(grid)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
@@ -300,12 +282,3 @@ def written(value: object, form: str) -> str:
     if isinstance(value, list):
         return "–".join(format(each, form) for each in value)
     return "–" if value is None else format(value, form)
-
-
-def side_by_side(model: str, shown: dict) -> Table:
-    """One prompt with both answers beside each other."""
-    grid = Table(title=f"“{shown['prompt']}”", title_justify="left", show_lines=True, width=110)
-    grid.add_column(model, ratio=1, overflow="fold")
-    grid.add_column("reference", ratio=1, overflow="fold")
-    grid.add_row(shown["policy"], shown["reference"])
-    return grid

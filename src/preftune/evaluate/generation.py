@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from datasets import Dataset
@@ -40,12 +39,8 @@ def answers(
     bf16: bool = False,
 ) -> list[str]:
     """The model's greedy answer to each prompt (a message list), cut after `max_new_tokens`."""
-    found = []
-    with computing(model, bf16):
-        for start in tqdm(range(0, len(prompts), BATCH), desc="answering", unit="batch", leave=False):
-            rows = generated(model, tokenizer, prompts[start : start + BATCH], max_new_tokens, do_sample=False)
-            found += [tokenizer.decode(ids, skip_special_tokens=True).strip() for _, ids in rows]
-    return found
+    rows = generated(model, tokenizer, prompts, max_new_tokens, bf16, do_sample=False)
+    return [tokenizer.decode(ids, skip_special_tokens=True).strip() for _, ids in rows]
 
 
 def sampled(
@@ -57,13 +52,9 @@ def sampled(
     seed: int,
 ) -> list[tuple[list[int], list[int]]]:
     """(prompt, answer) in tokens, an answer to each prompt drawn from the model at temperature 1, EOS included."""
-    drawn = []
-    with torch.random.fork_rng(), computing(model, bf16):
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for start in tqdm(range(0, len(prompts), BATCH), desc="drawing answers", unit="batch", leave=False):
-            batch = prompts[start : start + BATCH]
-            drawn += generated(model, tokenizer, batch, max_new_tokens, **PLAIN_SAMPLING)
-    return drawn
+        return generated(model, tokenizer, prompts, max_new_tokens, bf16, **PLAIN_SAMPLING)
 
 
 @contextmanager
@@ -88,52 +79,38 @@ def generated(
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[dict]],
     max_new_tokens: int,
-    **sampling: object,
+    bf16: bool = False,
+    **settings: object,
 ) -> list[tuple[list[int], list[int]]]:
-    """(prompt, answer) in tokens for each prompt of a batch; an answer is cut behind its end."""
-    beside = [getattr(prompt, "options", {}) for prompt in prompts]
-    rows = [
-        token_ids(tokenizer, list(p), add_generation_prompt=True, **o) for p, o in zip(prompts, beside, strict=True)
-    ]
-    length, ends = max(map(len, rows)), stop_tokens(tokenizer)
-    ids = torch.tensor([[tokenizer.pad_token_id] * (length - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
-    training = model.training
+    """(prompt, answer) in tokens for each prompt; an answer is cut behind its end. `settings` are `generate`'s."""
+    asked = [token_ids(tokenizer, list(p), add_generation_prompt=True, **getattr(p, "options", {})) for p in prompts]
+    ends, found, training = stop_tokens(tokenizer), [], model.training
+    settings |= {"use_cache": True, "pad_token_id": tokenizer.pad_token_id, "eos_token_id": ends}
     model.eval()
-    output = model.generate(
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        max_new_tokens=max_new_tokens,
-        use_cache=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=ends,
-        **sampling,
-    )
+    with computing(model, bf16):
+        told = "drawing answers" if settings.get("do_sample") else "answering"
+        for start in tqdm(range(0, len(asked), BATCH), told, unit="batch", leave=False, disable="streamer" in settings):
+            rows = asked[start : start + BATCH]
+            padding = {"padding_side": "left", "return_attention_mask": True, "return_tensors": "pt"}
+            batch = tokenizer.pad({"input_ids": rows}, **padding).to(model.device)
+            output = model.generate(**batch, max_new_tokens=max_new_tokens, **settings)
+            new = output[:, batch["input_ids"].size(1) :].tolist()
+            found += [(row, _to_end(answer, ends)) for row, answer in zip(rows, new, strict=True)]
     model.train(training)
-    new = output[:, length:].tolist()
-    return [(row, _to_end(answer, ends)) for row, answer in zip(rows, new, strict=True)]
+    return found
 
 
 def _to_end(answer: list[int], ends: list[int]) -> list[int]:
     return next((answer[: place + 1] for place, token in enumerate(answer) if token in ends), answer)
 
 
-@dataclass(frozen=True)
-class Divergence:
-    """KL(policy ‖ reference) in nats per answer, its standard error, and in nats per token; tokens per answer."""
-
-    answer: float
-    error: float | None  # None where there is one answer
-    token: float
-    tokens: float
-
-
 @torch.no_grad()
 def divergence(
     policy: torch.nn.Module, reference: Callable, drawn: list[tuple[list[int], list[int]]], bf16: bool
-) -> Divergence:
+) -> dict[str, float | None]:
     """KL(policy ‖ reference) over `drawn`, (prompt, answer) pairs that were drawn from the policy.
 
+    In nats per answer, its standard error (None of one answer), in nats per token, and the tokens per answer.
     `reference` is a function that gives a context manager of the reference model, which may be the policy with its
     adapter off. The estimator is Rao-Blackwellized Monte Carlo (Amini et al. 2025, arXiv:2504.10637): over answers
     drawn from the policy, the mean of Σ_t KL(π(·|x, y<t) ‖ π_ref(·|x, y<t)), each term exact over the vocabulary. It is
@@ -149,7 +126,8 @@ def divergence(
             totals.append((log_policy.exp() * (log_policy - log_reference)).sum(-1).sum().item())
     each, count = torch.tensor(totals, dtype=torch.float64), sum(len(answer) for _, answer in drawn)
     error = each.std().item() / math.sqrt(len(each)) if len(each) > 1 else None
-    return Divergence(each.mean().item(), error, each.sum().item() / count, count / len(each))
+    mean, tokens = each.mean().item(), count / len(each)
+    return {"kl": mean, "kl_error": error, "kl_per_token": each.sum().item() / count, "kl_tokens": tokens}
 
 
 def next_tokens(model: torch.nn.Module, prompt: list[int], answer: list[int], bf16: bool) -> torch.Tensor:

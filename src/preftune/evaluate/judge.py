@@ -6,19 +6,26 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from statistics import fmean
 from urllib.parse import urlsplit
 
 import numpy as np
-from hydra.utils import get_method
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
 from preftune.config.errors import UserError
+from preftune.data.messages import Messages
 from preftune.evaluate.statistics import at_equal_length, interval
+from preftune.evaluate.subjects import find, on_device, weights
+from preftune.models.load import load_reward_model
+from preftune.models.tokenizer import token_ids
 
-Messages = list[dict[str, str]]
 # (prompt, first answer, second answer) → how sure it is that the first one is better, 0 to 1; 0.5 is a tie
 Judge = Callable[[Messages, str, str], float]
+Answered = list[tuple[Messages, str, str]]  # (prompt, the policy's answer, the reference's)
 
 INSTRUCTION = """Two assistants answered the same request. Say which answer is better: more helpful, correct, direct. \
 Neither its place nor its length makes an answer better. Reply with one letter alone: A, B, or T for a tie.
@@ -48,9 +55,6 @@ def build(settings: DictConfig) -> Judge | None:
     """
     if not settings:
         return None
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-
     try:
         made = instantiate(settings)
     except InstantiationException as error:
@@ -63,27 +67,24 @@ def build(settings: DictConfig) -> Judge | None:
     return made
 
 
-def request(prompt: Messages, first: str, second: str) -> str:
+def request(prompt: Messages, first: str, second: str) -> Messages:
     """What a judging model is asked about two answers to a dialogue."""
     told = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
-    return INSTRUCTION.format(request=told, first=first, second=second)
+    return [{"role": "user", "content": INSTRUCTION.format(request=told, first=first, second=second)}]
 
 
-def win_rate(judge: Judge, answered: list[tuple[Messages, str, str]], tokenizer: PreTrainedTokenizerBase) -> dict:
-    """How often the judge prefers the policy's answer in `answered`, rows of (prompt, policy's, reference's).
+def win_rate(judge: Judge, answered: Answered, tokenizer: PreTrainedTokenizerBase) -> dict:
+    """How often the judge prefers the policy's answer.
 
     Each row is judged both ways round and its two verdicts are averaged, so that a judge who prefers a place gives a
     half (Zheng et al. 2023, arXiv:2306.05685). Beside the plain rate stands the one at equal length, for judges prefer
     long answers. Raises JudgeError where there is no verdict, or none from 0 to 1.
     """
-    outcomes = [
-        (verdict(judge, p, mine, theirs) + 1 - verdict(judge, p, theirs, mine)) / 2 for p, mine, theirs in answered
-    ]
+    wins = [(verdict(judge, p, mine, theirs) + 1 - verdict(judge, p, theirs, mine)) / 2 for p, mine, theirs in answered]
     longer = [len(tokenizer(mine)["input_ids"]) - len(tokenizer(theirs)["input_ids"]) for _, mine, theirs in answered]
-    wins = np.array(outcomes)
     return {
-        "win_rate": float(wins.mean()),
-        "win_rate_ci": list(interval(float(wins.mean()), len(wins))),
+        "win_rate": fmean(wins),
+        "win_rate_ci": list(interval(fmean(wins), len(wins))),
         "length_controlled_win_rate": at_equal_length(wins, longer),
         "judged": len(wins),
     }
@@ -99,12 +100,17 @@ def verdict(judge: Judge, prompt: Messages, first: str, second: str) -> float:
     return float(found)
 
 
-def better(first: float, second: float) -> float:
-    """A verdict by two scores: 1, 0, or 0.5 where they are equal."""
-    return float(np.sign(first - second) / 2 + 0.5)
+class ByScore:
+    """A judge that scores one answer at a time: the better one is that with the higher score."""
+
+    def score(self, prompt: Messages, answer: str) -> float:
+        raise NotImplementedError
+
+    def __call__(self, prompt: Messages, first: str, second: str) -> float:
+        return float(np.sign(self.score(prompt, first) - self.score(prompt, second)) / 2 + 0.5)
 
 
-class Rule:
+class Rule(ByScore):
     """A rule for one answer, by its dotted path: (prompt messages, answer) → a number, the higher the better."""
 
     def __init__(self, path: str, key: str = "judge.path"):
@@ -123,37 +129,23 @@ class Rule:
             asked = f"prompt {prompt[-1].get('content', '')[:60]!r}, answer {answer[:60]!r}"
             raise JudgeError(f"{self.path}: {type(error).__name__}: {error} ({asked})") from error
 
-    def __call__(self, prompt: Messages, first: str, second: str) -> float:
-        return better(self.score(prompt, first), self.score(prompt, second))
 
-
-class RewardModel:
+class RewardModel(ByScore):
     """A reward model, by its run, folder or hub id: the better answer is the one with the higher reward."""
 
     def __init__(self, path: str):
         """Raises ModelError where there is none, or where it is a language model."""
-        import torch
-
-        from preftune.models.load import load_reward_model
-
         model, self.tokenizer = load_reward_model(path)
-        self.model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = on_device(model)
 
     def score(self, prompt: Messages, answer: str) -> float:
         """The reward of an answer."""
-        from preftune.models.tokenizer import token_ids
-
         return self.of(token_ids(self.tokenizer, [*prompt, {"role": "assistant", "content": answer}]))
 
+    @torch.no_grad()
     def of(self, ids: list[int]) -> float:
         """The reward of a dialogue in tokens."""
-        import torch
-
-        with torch.no_grad():
-            return self.model(input_ids=torch.tensor([ids], device=self.model.device), use_cache=False).logits.item()
-
-    def __call__(self, prompt: Messages, first: str, second: str) -> float:
-        return better(self.score(prompt, first), self.score(prompt, second))
+        return self.model(input_ids=torch.tensor([ids], device=self.model.device), use_cache=False).logits.item()
 
 
 class Endpoint:
@@ -173,10 +165,8 @@ class Endpoint:
         self._key = os.environ.get(api_key_env, "").strip()
 
     def __call__(self, prompt: Messages, first: str, second: str) -> float:
-        asked = [{"role": "user", "content": request(prompt, first, second)}]
-        said = self.answer(asked)
-        last = said.strip().rpartition("\n")[2]  # a model that thinks aloud ends with its verdict
-        letter = LETTER.fullmatch(last)
+        said = self.answer(request(prompt, first, second))
+        letter = LETTER.fullmatch(said.strip().rpartition("\n")[2])  # a model that thinks aloud ends with its verdict
         if letter is None:
             raise JudgeError(f"judge.model={self.model} did not end with A, B or T: {self._clean(said)[-200:]!r}")
         return VERDICTS[letter[1].upper()]
@@ -194,12 +184,8 @@ class Endpoint:
             why = f"{error.code} {self._clean(error.read(9999).decode(errors='replace'))[:300]}"
         except (OSError, ValueError, LookupError, TypeError) as error:
             why = f"{type(error).__name__}: {self._clean(str(error))}"
-        raise JudgeError(
-            f"the endpoint at {urlsplit(self.url).hostname} gave no answer ({why}){self._hint()}"
-        ) from None
-
-    def _hint(self) -> str:
-        return "" if self._key else f". No key was sent: {self.api_key_env} is not set"
+        hint = "" if self._key else f". No key was sent: {self.api_key_env} is not set"
+        raise JudgeError(f"the endpoint at {urlsplit(self.url).hostname} gave no answer ({why}){hint}")
 
     def _clean(self, text: str) -> str:
         """A text of the server's without the key that it may echo."""
@@ -210,19 +196,12 @@ class LocalModel:
     """A chat model in this process: how much more likely it finds the letter A than B as its next token."""
 
     def __init__(self, path: str):
-        from preftune.evaluate.subjects import find, weights
-
         found = find(path)
         self.model, self.tokenizer = weights(found), found.tokenizer()
         self.letters = [self.tokenizer.encode(letter, add_special_tokens=False)[-1] for letter in "AB"]
 
+    @torch.no_grad()
     def __call__(self, prompt: Messages, first: str, second: str) -> float:
-        import torch
-
-        from preftune.models.tokenizer import token_ids
-
-        asked = [{"role": "user", "content": request(prompt, first, second)}]
-        ids = token_ids(self.tokenizer, asked, add_generation_prompt=True)
-        with torch.no_grad():
-            logits = self.model(input_ids=torch.tensor([ids], device=self.model.device), use_cache=False).logits[0, -1]
-        return logits[self.letters].float().softmax(0)[0].item()
+        ids = token_ids(self.tokenizer, request(prompt, first, second), add_generation_prompt=True)
+        logits = self.model(input_ids=torch.tensor([ids], device=self.model.device), use_cache=False).logits
+        return logits[0, -1, self.letters].float().softmax(0)[0].item()

@@ -41,7 +41,10 @@ class Scorer:
         """
         rows = [sequences(row, self.max_length) for row in tokenized(pairs, PAIRS, self.tokenizer)]
         keys = [[row_key(*side) for side in row] for row in rows]
-        store = self._store(model) if world_size() == 1 else None
+        store = None
+        if world_size() == 1:
+            root = Path(self.root).expanduser() if self.root else default_root()
+            store = ReferenceStore(root, *model_identity(model, "bf16" if self.bf16 else "no"))
         before = store.read() if store else {}
         known = {**before, **just_now} if store else {}
         complete = {i for i, row in enumerate(keys) if known.keys() >= set(row)}
@@ -57,10 +60,6 @@ class Scorer:
         sums = torch.tensor([[known[key] for key in row] for row in keys], dtype=torch.float64)
         tokens = torch.tensor([[max(len(ids) - max(start, 1), 1) for ids, start in row] for row in rows]).double()
         return PairScores(*sums.T, *tokens.T)
-
-    def _store(self, model: torch.nn.Module) -> ReferenceStore:
-        root = Path(self.root).expanduser() if self.root else default_root()
-        return ReferenceStore(root, *model_identity(model, "bf16" if self.bf16 else "no"))
 
     def _compute(self, model: torch.nn.Module, rows: list[list[Row]], keys: list[list[bytes]]) -> dict[bytes, float]:
         if not rows:

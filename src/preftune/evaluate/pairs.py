@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 from trl.trainer.utils import add_fused_lm_head
 
 from preftune.data.shapes import PAIRS
@@ -79,21 +79,16 @@ def perplexity(sums: torch.Tensor, tokens: torch.Tensor) -> float:
     return math.exp(-(sums.sum() / tokens.sum()).item())
 
 
-def margins(policy: PairScores, reference: PairScores, beta: float) -> torch.Tensor:
-    """β·((log π − log π_ref)(chosen) − (log π − log π_ref)(rejected)) of each pair (Rafailov et al. 2023): (n,)."""
-    return beta * ((policy.chosen - reference.chosen) - (policy.rejected - reference.rejected))
-
-
 def implicit_rewards(policy: PairScores, reference: PairScores, beta: float) -> dict:
-    """Accuracy and margin of the implicit reward β·(log π − log π_ref) on the same pairs; both accuracies by length.
+    """Accuracy and margin of the implicit reward β·(log π − log π_ref) (Rafailov et al. 2023) on the same pairs.
 
     Its `by_length` is the policy's own, with the implicit reward's `accuracy` beside it: it takes that one's place.
     """
-    each = margins(policy, reference, beta)
-    right = (each > 0).double()
+    margins = beta * ((policy.chosen - reference.chosen) - (policy.rejected - reference.rejected))
+    right = (margins > 0).double()
     return {
         "reward_accuracy": right.mean().item(),
-        "reward_margin": each.mean().item(),
+        "reward_margin": margins.mean().item(),
         "length_controlled_accuracy": at_equal_length(right, policy.chosen_tokens - policy.rejected_tokens),
         "by_length": policy.by_length(logp_accuracy=policy.logp_right(), accuracy=right),
     }
@@ -129,8 +124,7 @@ def log_probs(
         for start in tqdm(range(0, len(order), BATCH), desc="scoring held-out pairs", unit="batch", leave=False):
             chunk = order[start : start + BATCH]
             # as TRL's trainers: all chosen, then all rejected
-            rows = [sides[i][side] for side in range(answers) for i in chunk]
-            batch = _pad(rows, tokenizer.pad_token_id, model.device)
+            batch = _pad(tokenizer, [sides[i][side] for side in range(answers) for i in chunk]).to(model.device)
             with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
                 scored = model(**batch, use_cache=False, fused_lm_head=True).log_probs
             sums[:, chunk] = scored.double().sum(1).cpu().view(answers, -1)
@@ -158,12 +152,11 @@ def _evaluating(model: torch.nn.Module, lend: Lend) -> Iterator[None]:
                 head.forward = before
 
 
-def _pad(rows: list[Row], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
+def _pad(tokenizer: PreTrainedTokenizerBase, rows: list[Row]) -> BatchEncoding:
     """Right-padded (batch, length) ids, mask, and labels that leave out the prompt."""
-    length = max(len(ids) for ids, _ in rows)
-    ids = torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in rows])
-    mask = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in rows])
-    labels = ids.masked_fill(mask == 0, -100)
-    for i, (_, start) in enumerate(rows):
-        labels[i, :start] = -100
-    return {"input_ids": ids.to(device), "attention_mask": mask.to(device), "labels": labels.to(device)}
+    ids = {"input_ids": [ids for ids, _ in rows]}
+    batch = tokenizer.pad(ids, padding_side="right", return_attention_mask=True, return_tensors="pt")
+    batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    for labels, (_, start) in zip(batch["labels"], rows, strict=True):
+        labels[:start] = -100
+    return batch

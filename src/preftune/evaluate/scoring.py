@@ -2,15 +2,14 @@
 
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from omegaconf import DictConfig, OmegaConf
 
 from preftune.config.errors import UserError
+from preftune.data.messages import Messages
 from preftune.evaluate import judge
-from preftune.evaluate.judge import verdict
+from preftune.evaluate.judge import ByScore, verdict
 
-Messages = list[dict]
 Scorer = Callable[[Messages, Sequence[str]], list[float]]  # a prompt and several answers to it → a score each
 LIST_OR_CODE = re.compile(r"^\s*(?:[-*•#>]|\d+[.)])\s|`|\*\*", re.MULTILINE)
 MOST_WORDS, FEWEST_WORDS = 30, 4
@@ -21,8 +20,15 @@ class ScoringError(UserError):
 
 
 def scorer(settings: DictConfig, section: str) -> Scorer:
-    """The scorer that `rule`, `reward_model` or `judge` names. Raises ScoringError unless exactly one is given."""
-    makers = {"rule": partial(by_rule, key=f"{section}.rule"), "reward_model": by_reward_model, "judge": by_judge}
+    """The scorer that `rule`, `reward_model` or `judge` names. Raises ScoringError unless exactly one is given.
+
+    JudgeError where the rule names no function, ModelError where there is no such reward model.
+    """
+    makers = {
+        "rule": lambda path: one_by_one(judge.Rule(path, f"{section}.rule")),
+        "reward_model": lambda path: one_by_one(judge.RewardModel(path)),
+        "judge": by_judge,
+    }
     given = [name for name in makers if settings[name]]
     if len(given) != 1:
         raise ScoringError(
@@ -32,16 +38,9 @@ def scorer(settings: DictConfig, section: str) -> Scorer:
     return makers[given[0]](settings[given[0]])
 
 
-def by_rule(path: str, key: str) -> Scorer:
-    """A rule for one answer, by its dotted path. Raises JudgeError where it names no function."""
-    rule = judge.Rule(path, key)
-    return lambda prompt, answers: [rule.score(prompt, answer) for answer in answers]
-
-
-def by_reward_model(path: str) -> Scorer:
-    """A reward model's number for each dialogue. Raises ModelError where there is none."""
-    model = judge.RewardModel(path)
-    return lambda prompt, answers: [model.score(list(prompt), answer) for answer in answers]
+def one_by_one(judge: ByScore) -> Scorer:
+    """What scores each answer by itself."""
+    return lambda prompt, answers: [judge.score(list(prompt), answer) for answer in answers]
 
 
 def by_judge(settings: DictConfig) -> Scorer:

@@ -27,11 +27,11 @@ def take_snapshot(name: str, trainer: Trainer, data: Data, cfg: DictConfig) -> S
     """The trainer's model as it is now on held-out pairs; None where the data has no pairs."""
     if data.eval_pairs is None or "task" in cfg.loss:  # a reward model says nothing, and TRL scores its pairs
         return None
-    tokenizer = trainer.processing_class
-    by_form = getattr(trainer, "form", None) is not None  # the fast forward scores, where it trains
-    lend: Lend = "none" if by_form else "head"
+    tokenizer, bf16 = trainer.processing_class, bool(cfg.hardware.bf16)
+    lend: Lend = (
+        "head" if getattr(trainer, "form", None) is None else "none"
+    )  # where the fast forward trains, it scores
     prompts = generation.prompts(data.eval_pairs, cfg.samples)
-    bf16 = bool(cfg.hardware.bf16)
     with sharding.whole(trainer.model):
         scorer = Scorer(tokenizer, cfg.train.max_length, bf16, lend, cfg.fastpath.reference_cache)
         scores = scorer.score(trainer.model, data.eval_pairs, just_evaluated(trainer))

@@ -78,7 +78,7 @@ class Seeds:
     @property
     def spread(self) -> float:
         """The standard deviation of their accuracies (of a sample: n − 1); NaN of one run."""
-        return stdev(each.at.accuracy for each in self.runs) if len(self.runs) > 1 else math.nan
+        return float(stdev(each.at.accuracy for each in self.runs)) if len(self.runs) > 1 else math.nan
 
     def better_than(self, other: "Seeds") -> bool:
         """Whether its interval, mean ± standard deviation, lies above the other's; never with a single run (NaN)."""
