@@ -32,7 +32,7 @@ def drawn(model, tokenizer, prompts: list[str], max_new_tokens: int) -> list[tup
     found = []
     for start in range(0, len(prompts), BATCH):
         batch = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + BATCH]]
-        for _, ids in generated(model, tokenizer, batch, max_new_tokens, **SAMPLING):
+        for _, ids in generated(model, tokenizer, batch, max_new_tokens, False, **SAMPLING):
             text = tokenizer.decode(ids, skip_special_tokens=True).strip()
             found.append((text, ids[-1] in stop_tokens(tokenizer)))
         print(f"{min(start + BATCH, len(prompts))} of {len(prompts)} prompts answered", flush=True)

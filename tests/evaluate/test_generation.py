@@ -24,7 +24,7 @@ def test_prompts_are_rendered_as_the_trainer_renders_them(composed):
         on_mixed_types="use_json",
     )
     model = load_model(cfg.model, cfg.lora, True)
-    drawn = generation.generated(model, tokenizer, generation.prompts(rows), 2, do_sample=False)
+    drawn = generation.generated(model, tokenizer, generation.prompts(rows), 2, False, do_sample=False)
     wanted = [each.prompt for each in tokenized(rows, PAIRS, tokenizer)]
     assert [prompt for prompt, _ in drawn] == wanted
     assert [tokenizer.decode(ids) for ids in wanted] == [

@@ -41,7 +41,7 @@ def exact(policy, reference, ids, eos):
 
 def test_the_estimate_is_the_kl_by_enumeration(policy_and_reference):
     policy, reference, tokenizer = policy_and_reference
-    drawn = sampled(policy, tokenizer, [PROMPT] * 128, max_new_tokens=2, bf16=False, seed=0)
+    drawn = sampled(policy, tokenizer, [PROMPT] * 128, max_tokens=2, bf16=False, seed=0)
     found = divergence(policy, lambda: contextlib.nullcontext(reference), drawn, bf16=False)
     ids = token_ids(tokenizer, PROMPT, add_generation_prompt=True)
     expected = exact(policy, reference, ids, tokenizer.eos_token_id)
@@ -52,7 +52,7 @@ def test_the_estimate_is_the_kl_by_enumeration(policy_and_reference):
 
 def test_a_model_has_no_divergence_from_itself(policy_and_reference):
     policy, _, tokenizer = policy_and_reference
-    drawn = sampled(policy, tokenizer, [PROMPT], max_new_tokens=4, bf16=False, seed=0)
+    drawn = sampled(policy, tokenizer, [PROMPT], max_tokens=4, bf16=False, seed=0)
     found = divergence(policy, lambda: contextlib.nullcontext(policy), drawn, bf16=False)
     assert found["kl"] == 0 and found["kl_error"] is None
 

@@ -6,8 +6,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from preftune.config.errors import UserError
-from preftune.data.load import load
-from preftune.evaluate import subjects
 from preftune.evaluate.generation import Prompt, generated, next_tokens, prompts
 from preftune.evaluate.subjects import Subject
 
@@ -55,12 +53,8 @@ def asked(subject: Subject) -> list[Prompt]:
     """Up to ten prompts that the subject's run held out; one of ours where it held none out, or its data is gone."""
     if subject.cfg is None:
         return ANY
-    data = subjects.base().data.copy()
-    data.merge_with(subject.cfg.data, {"skipped_file": None})
-    data.eval_sets = {}
     try:
-        view, seed = subject.cfg.loss.view, subject.cfg.train.seed
-        rows = load(data, view=view, tokenizer=None, max_length=None, seed=seed).eval
+        rows = subject.data(tokenizer=None, max_length=None).eval
     except (UserError, OSError) as error:
         print(f"held-out prompts: not available ({str(error).splitlines()[0]}); asking one of our own")
         return ANY
@@ -72,7 +66,7 @@ def answers(
     model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, asked: list[Prompt], of: Answers | None = None
 ) -> Answers:
     """The model's greedy answers, and the log-probs that it gives to them, or to the answers in `of`."""
-    rows, found = generated(model, tokenizer, asked, TOKENS, do_sample=False), []
+    rows, found = generated(model, tokenizer, asked, TOKENS, bf16=False, do_sample=False), []
     for prompt, answer in of.rows if of else rows:
         log_probs = next_tokens(model, prompt, answer, bf16=False)
         said = torch.tensor(answer, device=log_probs.device)

@@ -100,7 +100,9 @@ def answer(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, dialogue:
     drawing = {"temperature": cfg.temperature, "top_p": cfg.top_p, "top_k": 0} if cfg.temperature else {}
     streamer, drawn = Streamer(tokenizer), bool(cfg.temperature)
     try:
-        generated(model, tokenizer, [dialogue], cfg.max_new_tokens, do_sample=drawn, streamer=streamer, **drawing)
+        generated(
+            model, tokenizer, [dialogue], cfg.max_new_tokens, False, do_sample=drawn, streamer=streamer, **drawing
+        )
     except KeyboardInterrupt:
         print()
     return streamer.said

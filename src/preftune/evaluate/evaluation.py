@@ -10,6 +10,7 @@ from datasets import Dataset
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Column, Table
+from torch.nn import Module
 from transformers import PreTrainedTokenizerBase
 
 from preftune.config.errors import UserError
@@ -93,21 +94,20 @@ def run(cfg: DictConfig) -> str:
     decide = judge.build(cfg.judge)
     first = next((each for each in found if each.cfg is not None), None)
     seen: dict[tuple, Measured] = {}
-    rows = [
-        reward_row(each, first or each, cfg) if each.scores_texts else row(each, first or each, cfg, decide, seen)
-        for each in found
-    ]
+    rows = []
+    for each in found:  # what its own run does not say (β, data, precision) is the first run's
+        teacher = each if each.cfg is not None else first or each
+        rows.append(reward_row(each, teacher, cfg) if each.scores_texts else row(each, teacher, cfg, decide, seen))
     if cfg.output is not None:
         write_json(Path(cfg.output), rows)
     return json.dumps(rows, indent=2, ensure_ascii=False) if cfg.format == "json" else table(rows)
 
 
-def row(subject: Subject, first: Subject, cfg: DictConfig, decide: Judge | None, seen: dict) -> dict:
-    """The figures of one model; what its own run does not say (β, data, precision) is the first run's.
+def row(subject: Subject, teacher: Subject, cfg: DictConfig, decide: Judge | None, seen: dict) -> dict:
+    """The figures of one model, with β, data and precision of `teacher`. Raises what `run` raises.
 
-    `seen` keeps what is measured of a reference for the other models of the table. Raises what `run` raises.
+    `seen` keeps what is measured of a reference for the other models of the table.
     """
-    teacher = subject if subject.cfg is not None else first
     bf16 = teacher.bf16 if cfg.bf16 is None else cfg.bf16
     beta = cfg.beta or teacher.beta or 0.1  # TRL's default, where neither a run nor the user names one
     loaded = subjects.load(subject, cfg.reference)
@@ -133,9 +133,7 @@ def row(subject: Subject, first: Subject, cfg: DictConfig, decide: Judge | None,
     }
 
 
-def measured(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, data: HeldOut, cfg: DictConfig, bf16: bool
-) -> Measured:
+def measured(model: Module, tokenizer: PreTrainedTokenizerBase, data: HeldOut, cfg: DictConfig, bf16: bool) -> Measured:
     """One model on the held-out data."""
     scores = Scorer(tokenizer, data.max_length, bf16, root=data.cache).score(model, data.pairs)
     perplexity = scores.perplexity()
@@ -147,10 +145,10 @@ def measured(
     return Measured(scores, perplexity, answers, tasks)
 
 
-def reward_row(subject: Subject, first: Subject, cfg: DictConfig) -> dict:
+def reward_row(subject: Subject, teacher: Subject, cfg: DictConfig) -> dict:
     """The figures of a reward model: how often it gives the chosen answer the higher reward, and by how much."""
     scorer = RewardModel(subject.weights)
-    data = held_out(cfg, subject if subject.cfg is not None else first, scorer.tokenizer)
+    data = held_out(cfg, teacher, scorer.tokenizer)
     rows = list(tokenized(data.pairs, PAIRS, scorer.tokenizer))
     rewards = torch.tensor([[scorer.of(row.prompt + ids) for ids in row.answers.values()] for row in rows])
     tokens = torch.tensor([[len(ids) for ids in row.answers.values()] for row in rows])
@@ -180,11 +178,8 @@ def held_out(cfg: DictConfig, teacher: Subject, tokenizer: PreTrainedTokenizerBa
     elif teacher.cfg is None:
         raise EvaluationError(f"{teacher.name} is no run, and holds no data out: name some, eval_data=FILE")
     else:
-        settings = OmegaConf.merge(subjects.base().data, teacher.cfg.data, {"skipped_file": None})
-        settings.eval_sets = {}
-        view, seed = teacher.cfg.loss.view, teacher.cfg.train.seed
         try:
-            found = load_data(settings, view=view, tokenizer=tokenizer, max_length=length, seed=seed).eval_pairs
+            found = teacher.data(tokenizer, length).eval_pairs
         except DataError as error:
             if not any(each.code == "images" for each in error.findings):
                 raise

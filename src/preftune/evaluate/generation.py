@@ -6,21 +6,24 @@ from contextlib import contextmanager
 
 import torch
 from datasets import Dataset
+from torch.nn import Module
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from preftune.data.messages import Messages
 from preftune.data.token_checks import options
 from preftune.models.tokenizer import stop_tokens, token_ids
 
 BATCH = 64  # prompts: a small model reads its weights for each token, however many answers it draws
 # The model's own distribution and nothing else: no cut of the tail, no penalty, whatever its generation config says
 PLAIN_SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+InTokens = tuple[list[int], list[int]]  # a prompt and an answer to it, in tokens
 
 
 class Prompt(list):
     """The messages of a prompt, with what the chat template is given beside them (tools, arguments)."""
 
-    def __init__(self, messages: list[dict], options: dict):
+    def __init__(self, messages: Messages, options: dict):
         super().__init__(messages)
         self.options = options
 
@@ -32,33 +35,24 @@ def prompts(rows: Dataset, count: int | None = None) -> list[Prompt]:
 
 
 def answers(
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: list[list[dict]],
-    max_new_tokens: int = 64,
-    bf16: bool = False,
+    model: Module, tokenizer: PreTrainedTokenizerBase, prompts: list[Messages], max_tokens: int = 64, bf16: bool = False
 ) -> list[str]:
-    """The model's greedy answer to each prompt (a message list), cut after `max_new_tokens`."""
-    rows = generated(model, tokenizer, prompts, max_new_tokens, bf16, do_sample=False)
+    """The model's greedy answer to each prompt (a message list), cut after `max_tokens`."""
+    rows = generated(model, tokenizer, prompts, max_tokens, bf16, do_sample=False)
     return [tokenizer.decode(ids, skip_special_tokens=True).strip() for _, ids in rows]
 
 
 def sampled(
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: list[list[dict]],
-    max_new_tokens: int,
-    bf16: bool,
-    seed: int,
-) -> list[tuple[list[int], list[int]]]:
+    model: Module, tokenizer: PreTrainedTokenizerBase, prompts: list[Messages], max_tokens: int, bf16: bool, seed: int
+) -> list[InTokens]:
     """(prompt, answer) in tokens, an answer to each prompt drawn from the model at temperature 1, EOS included."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return generated(model, tokenizer, prompts, max_new_tokens, bf16, **PLAIN_SAMPLING)
+        return generated(model, tokenizer, prompts, max_tokens, bf16, **PLAIN_SAMPLING)
 
 
 @contextmanager
-def computing(model: torch.nn.Module, bf16: bool) -> Iterator[None]:
+def computing(model: Module, bf16: bool) -> Iterator[None]:
     """bf16 autocast where it is wanted. It keeps its casts of weights that require gradients alone, so on a CPU all of
     them do for the time: frozen ones would be cast anew for each token, which takes a GPU less than it has memory."""
     kept = model.parameters() if bf16 and model.device.type == "cpu" else ()
@@ -75,25 +69,20 @@ def computing(model: torch.nn.Module, bf16: bool) -> Iterator[None]:
 
 @torch.no_grad()
 def generated(
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: list[list[dict]],
-    max_new_tokens: int,
-    bf16: bool = False,
-    **settings: object,
-) -> list[tuple[list[int], list[int]]]:
-    """(prompt, answer) in tokens for each prompt; an answer is cut behind its end. `settings` are `generate`'s."""
-    asked = [token_ids(tokenizer, list(p), add_generation_prompt=True, **getattr(p, "options", {})) for p in prompts]
+    model: Module, tokenizer: PreTrainedTokenizerBase, asked: list[Messages], max_tokens: int, bf16: bool, **how: object
+) -> list[InTokens]:
+    """(prompt, answer) in tokens for each prompt; an answer is cut behind its end. `how`: what `generate` takes."""
+    prompts = [token_ids(tokenizer, list(p), add_generation_prompt=True, **getattr(p, "options", {})) for p in asked]
     ends, found, training = stop_tokens(tokenizer), [], model.training
-    settings |= {"use_cache": True, "pad_token_id": tokenizer.pad_token_id, "eos_token_id": ends}
+    how |= {"use_cache": True, "pad_token_id": tokenizer.pad_token_id, "eos_token_id": ends}
     model.eval()
     with computing(model, bf16):
-        told = "drawing answers" if settings.get("do_sample") else "answering"
-        for start in tqdm(range(0, len(asked), BATCH), told, unit="batch", leave=False, disable="streamer" in settings):
-            rows = asked[start : start + BATCH]
+        told = "drawing answers" if how.get("do_sample") else "answering"
+        for start in tqdm(range(0, len(prompts), BATCH), told, unit="batch", leave=False, disable="streamer" in how):
+            rows = prompts[start : start + BATCH]
             padding = {"padding_side": "left", "return_attention_mask": True, "return_tensors": "pt"}
             batch = tokenizer.pad({"input_ids": rows}, **padding).to(model.device)
-            output = model.generate(**batch, max_new_tokens=max_new_tokens, **settings)
+            output = model.generate(**batch, max_new_tokens=max_tokens, **how)
             new = output[:, batch["input_ids"].size(1) :].tolist()
             found += [(row, _to_end(answer, ends)) for row, answer in zip(rows, new, strict=True)]
     model.train(training)
@@ -105,9 +94,7 @@ def _to_end(answer: list[int], ends: list[int]) -> list[int]:
 
 
 @torch.no_grad()
-def divergence(
-    policy: torch.nn.Module, reference: Callable, drawn: list[tuple[list[int], list[int]]], bf16: bool
-) -> dict[str, float | None]:
+def divergence(policy: Module, reference: Callable, drawn: list[InTokens], bf16: bool) -> dict[str, float | None]:
     """KL(policy ‖ reference) over `drawn`, (prompt, answer) pairs that were drawn from the policy.
 
     In nats per answer, its standard error (None of one answer), in nats per token, and the tokens per answer.
@@ -130,7 +117,7 @@ def divergence(
     return {"kl": mean, "kl_error": error, "kl_per_token": each.sum().item() / count, "kl_tokens": tokens}
 
 
-def next_tokens(model: torch.nn.Module, prompt: list[int], answer: list[int], bf16: bool) -> torch.Tensor:
+def next_tokens(model: Module, prompt: list[int], answer: list[int], bf16: bool) -> torch.Tensor:
     """Log-probs of every token at each position of the answer, (len(answer), vocabulary), in float32."""
     ids = torch.tensor([prompt + answer], device=model.device)
     keep = {"logits_to_keep": len(answer) + 1} if model._supports_logits_to_keep() else {}

@@ -2,7 +2,7 @@
 
 import importlib.util
 
-import torch
+from torch.nn import Module
 from transformers import PreTrainedTokenizerBase
 
 from preftune.config.errors import UserError
@@ -21,11 +21,7 @@ def require(tasks: list[str]) -> None:
 
 
 def results(
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: list[str],
-    limit: int | None,
-    include_path: str | None,
+    model: Module, tokenizer: PreTrainedTokenizerBase, tasks: list[str], limit: int | None, include_path: str | None
 ) -> dict[str, dict]:
     """What `lm_eval.simple_evaluate` finds for each task: its metrics with their standard errors, by lm-eval's names.
 

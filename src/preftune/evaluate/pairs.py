@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from torch.nn import Module
 from tqdm.auto import tqdm
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 from trl.trainer.utils import add_fused_lm_head
@@ -95,12 +96,7 @@ def implicit_rewards(policy: PairScores, reference: PairScores, beta: float) -> 
 
 
 def score(
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Dataset,
-    max_length: int,
-    bf16: bool,
-    lend: Lend = "form",
+    model: Module, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, max_length: int, bf16: bool, lend: Lend = "form"
 ) -> PairScores:
     """The PairScores of `model` on rows of message lists (prompt, chosen, rejected), cut to `max_length` tokens.
 
@@ -114,7 +110,7 @@ def score(
 
 @torch.no_grad()
 def log_probs(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, sides: list[list[Row]], bf16: bool, lend: Lend = "form"
+    model: Module, tokenizer: PreTrainedTokenizerBase, sides: list[list[Row]], bf16: bool, lend: Lend = "form"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(sums in nats, tokens), each (k, n), of n rows with k answers each: two of a pair, one of a demonstration."""
     order = sorted(range(len(sides)), key=lambda i: sum(len(ids) for ids, _ in sides[i]))
@@ -133,7 +129,7 @@ def log_probs(
 
 
 @contextlib.contextmanager
-def _evaluating(model: torch.nn.Module, lend: Lend) -> Iterator[None]:
+def _evaluating(model: Module, lend: Lend) -> Iterator[None]:
     """The model in evaluation mode, its forward lent what `lend` says, as in `score`."""
     head = model.get_base_model() if isinstance(model, PeftModel) else model
     before, training = vars(head).get("forward"), model.training

@@ -10,8 +10,11 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 from peft import PeftConfig, PeftModel
+from transformers import PreTrainedTokenizerBase
 
 from preftune.config.errors import UserError
+from preftune.data.load import Data
+from preftune.data.load import load as load_data
 from preftune.models import adapters, embedded
 from preftune.models.load import continued, holds_weights, load_adapter, load_model, load_tokenizer, scores_texts
 
@@ -77,6 +80,12 @@ class Subject:
         """The tokenizer that lies with the weights, or that of the start where none does."""
         lies_there = (Path(self.weights) / "tokenizer_config.json").exists()
         return load_tokenizer(self.whole if lies_there else self.start)
+
+    def data(self, tokenizer: PreTrainedTokenizerBase | None, max_length: int | None) -> Data:
+        """The data of its run, by that run's seed and view, without other held-out sets. Raises DataError."""
+        settings = OmegaConf.merge(base().data, self.cfg.data, {"skipped_file": None})
+        settings.eval_sets = {}
+        return load_data(settings, self.cfg.loss.view, tokenizer, max_length, self.cfg.train.seed)
 
 
 def find(name: str) -> Subject:
