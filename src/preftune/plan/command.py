@@ -68,7 +68,8 @@ def as_json(plans: dict[str, Plan]) -> dict:
 
 def planned(cfg: DictConfig) -> Plan:
     """The plan of one training, its rows counted where they lie on this machine."""
-    tokenizer = load_tokenizer(cfg.model) if on_disk(cfg.model) else None
+    on_disk = Path(location(cfg.model)).is_dir()
+    tokenizer = load_tokenizer(cfg.model) if on_disk else None  # without a network
     together = {"world_size": devices(cfg), "sharding": sharding_engine(cfg)}
     if not all(source.is_local() for source in sources(cfg.data)):
         return plan(cfg, **together)
@@ -83,14 +84,8 @@ def devices(cfg: DictConfig) -> int:
     """How many processes, each with a device, the training would be. Raises PlanError where it would not start."""
     asked = cfg.hardware
     if asked.engine == "fsdp" and asked.use_cpu:
-        raise PlanError(
-            "hardware=fsdp shards on GPUs alone. Plan it for a machine that has some: machine=gpu80gb nproc=8"
-        )
+        some = "machine=gpu80gb nproc=8"
+        raise PlanError(f"hardware=fsdp shards on GPUs alone. Plan it for a machine that has some: {some}")
     if asked.engine and cfg.machine and not cfg.nproc:
         raise PlanError(f"machine={cfg.machine}: say how many processes it is to have, nproc=8")
     return processes(cfg) * asked.nodes
-
-
-def on_disk(model: DictConfig) -> bool:
-    """Whether the model's tokenizer can be read without a network."""
-    return Path(location(model)).is_dir()

@@ -77,15 +77,10 @@ def _fused_backward(_, q, k, v, *__, out_shape=None, **___):
 
 
 logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # it logs what is raised as well
-# What PyTorch's own counter leaves out
-COUNTED = {
-    getattr(torch.ops.aten, name): count
-    for name, count in {
-        "_grouped_mm": _grouped,
-        "_scaled_dot_product_flash_attention_for_cpu": _fused,
-        "_scaled_dot_product_flash_attention_for_cpu_backward": _fused_backward,
-    }.items()
-    if hasattr(torch.ops.aten, name)
+COUNTED = {  # what PyTorch's own counter leaves out
+    torch.ops.aten._grouped_mm: _grouped,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _fused,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _fused_backward,
 }
 
 
@@ -134,18 +129,17 @@ def footprint(config: PreTrainedConfig, setting: Setting) -> Footprint:
     """What a step of the whole model takes, from steps of two prefixes; of all of it where two are no shorter."""
     depth = config.get_text_config().num_hidden_layers
     prefix = prefix_of(config)
-    depths = (prefix, 2 * prefix) if 2 * prefix < depth else (0, depth)
+    first, second = (prefix, 2 * prefix) if 2 * prefix < depth else (0, depth)
+    double, tokens = 1, setting.rows * setting.columns
     try:
-        one, two = (_step(config, layers, setting) for layers in depths)
-        double = 1
+        one, two = _step(config, first, setting), _step(config, second, setting)
     except (RuntimeError, NotImplementedError, ValueError):
         if setting.dtype != "float32":
             raise
-        one, two = (_step(config, layers, replace(setting, dtype="bfloat16")) for layers in depths)
-        double = 1 if setting.autocast else 2
-    per_layer = {name: (two[name] - one[name]) / (depths[1] - depths[0]) for name in two}
-    whole = {name: two[name] + (depth - depths[1]) * per_layer[name] for name in two}
-    tokens = setting.rows * setting.columns
+        double, setting = 1 if setting.autocast else 2, replace(setting, dtype="bfloat16")
+        one, two = _step(config, first, setting), _step(config, second, setting)
+    per_layer = {name: (two[name] - one[name]) / (second - first) for name in two}
+    whole = {name: two[name] + (depth - second) * per_layer[name] for name in two}
     return Footprint(
         kept=double * whole["kept"],
         layer=double * per_layer["kept"],
@@ -212,9 +206,8 @@ def _step(config: PreTrainedConfig, layers: int, setting: Setting) -> dict[str, 
     names = ("kept", "handed", "working", "scoring", "forward", "attention_forward", "step", "attention_step")
     if not layers:
         return dict.fromkeys(names, 0)
-    model = meta_model(
-        shortened(config, layers), setting.dtype, "eager" if setting.attention == "eager" else None, setting.adapter
-    )
+    attention = "eager" if setting.attention == "eager" else None
+    model = meta_model(shortened(config, layers), setting.dtype, attention, setting.adapter)
     with FakeTensorMode(allow_non_fake_inputs=True):
         base = _prepare(model, setting)
         watch, flop = Watch(), FlopCounterMode(display=False, custom_mapping=COUNTED)

@@ -1,7 +1,6 @@
 """What a training run holds at its fullest moment, part by part, for one device, in bytes."""
 
 from preftune.fastpath.head import CPU_TOKENS, CPU_WORDS
-from preftune.plan.measure import Footprint
 from preftune.plan.model import BYTES, state_bytes, weight_bytes
 from preftune.plan.rows import Batch
 from preftune.plan.training import Training
@@ -27,25 +26,20 @@ SHARDS = {  # what is divided by the number of devices
 Parts = dict[str, float]
 
 
-def fullest(run: Training, feet: Footprint, batch: Batch) -> tuple[str, Parts]:
+def fullest(run: Training, batch: Batch) -> tuple[str, Parts]:
     """The moment of a step, or of the reference pass before it, at which most is held; and what is held then."""
-    held = per_device(run, states(run))
-    full = not run.adapter
+    feet, held, full = run.footprint(batch), per_device(run, states(run)), not run.adapter
     mask = batch.tokens * batch.columns
     entering = held["gradients"] if run.accumulation > 1 else 0.0
     at_head = run.size.head * 4 if full else 0  # the head's gradient is the first to come
     ends = feet.kept - run.layers * feet.layer
     # TRL's activation_offloading leaves two layers on the device: the one that runs, and the one that is being moved
     kept = ends + feet.layer * (min(run.layers, 2) if run.arguments.get("activation_offloading") else run.layers)
-    last = kept + feet.working + mask
-    first = ends + feet.layer + feet.working + mask
+    last = kept + feet.working + mask + 2 * feet.handed
     moments = {
         "head": {"activations": kept + mask, "logits": head(run, batch), "gradients": entering},
-        "last layer": {
-            "activations": last + 2 * feet.handed,
-            "gradients": max(entering, min(at_head, held["gradients"])),
-        },
-        "first layer": {"activations": first},
+        "last layer": {"activations": last, "gradients": max(entering, min(at_head, held["gradients"]))},
+        "first layer": {"activations": ends + feet.layer + feet.working + mask},
     }
     if not run.on_gpu:  # Adam's loop over parameters; on GPUs it is fused, or allowed for in CONTEXT
         moments["optimizer step"] = {"activations": 2 * run.size.head * BYTES[run.dtype] if full else 0}
@@ -118,7 +112,8 @@ def head(run: Training, batch: Batch, learning: bool = True) -> float:
     gradient = run.size.head * 4 if learning and not run.adapter else 0
     if run.reference_free and not run.packed and learning:
         return batch.tokens * words * (compute + FULL_LOGITS * 4) + gradient
-    scored = batch.tokens if run.scores_all_positions else batch.scored
+    # without packing and off GPUs the head scores prompts and padding too
+    scored = batch.tokens if run.reference_free or not (run.packed or run.on_gpu) else batch.scored
     most = (CPU_TOKENS, CPU_WORDS) if run.packed and not run.on_gpu else (TILE_TOKENS, TILE_WORDS)
     columns = min(words, most[1])
     tile = min(scored, most[0]) * columns

@@ -52,17 +52,15 @@ def read(model: DictConfig) -> Model:
     path = location(model)
     local = Path(path).exists()
     options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
-    try:
-        return Model(AutoConfig.from_pretrained(path, local_files_only=True, **options), model.path)
-    except (OSError, ValueError) as error:
-        reason = error
-    try:
-        if not local:
-            hub.require(path, "model.path", model.revision)
-        path, options["revision"] = adapters.whole(path, model.revision)
-        return Model(AutoConfig.from_pretrained(path, **options), model.path)
-    except (OSError, ValueError) as error:
-        reason = error
+    for offline in (True, False):
+        try:
+            if not offline and not local:
+                hub.require(path, "model.path", model.revision)
+            if not offline:
+                path, options["revision"] = adapters.whole(path, model.revision)
+            return Model(AutoConfig.from_pretrained(path, local_files_only=offline, **options), model.path)
+        except (OSError, ValueError) as error:
+            reason = error
     if not model.architecture or local:
         raise PlanError(
             f"model.path={model.path}: no config.json to plan from ({str(reason).splitlines()[0][:120]}). Name a "

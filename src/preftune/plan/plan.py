@@ -2,8 +2,9 @@
 
 import copy
 import math
+from bisect import bisect
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 
 import psutil
@@ -72,19 +73,15 @@ def plan(
         rows = of_data(train, cfg.loss.view, tokenizer)
     else:
         rows = assumed(cfg.data, cfg.loss.view, cfg.train.max_length or NO_LIMIT)
-    run = Training(cfg, found, rows, world_size, sharding)
-    made = planned(run)
-    return replace(made, suggestions=suggestions(run)) if made.fits is False else made
+    return planned(Training(cfg, found, rows, world_size, sharding))
 
 
 def planned(run: Training) -> Plan:
-    """The plan of a training, without suggestions."""
+    """The plan of a training."""
     batch = run.largest_batch()
-    feet = run.model.footprint(run.setting(batch))
-    moment, parts = fullest(run, feet, batch)
+    moment, parts = fullest(run, batch)
     total, limit = sum(parts.values()), device_memory(run.cfg, run.world_size)
-    speed = run.cfg.hardware.tflops * 1e12 * run.world_size
-    steps, tokens, padding, seconds, reference = work(run, feet, speed)
+    fits, feet = None if limit is None else total / GB <= limit, run.footprint(batch)
     return Plan(
         parameters=run.size.parameters,
         trained=run.size.adapter or run.size.parameters,
@@ -92,21 +89,17 @@ def planned(run: Training) -> Plan:
         memory_gb={name: round(value / GB, 3) for name, value in (parts | {"total": total}).items()},
         fullest_at=moment,
         limit_gb=limit,
-        fits=None if limit is None else total / GB <= limit,
+        fits=fits,
         packed=run.packed,
         largest_batch={"rows": batch.rows, "columns": batch.columns, "scored": batch.scored},
         global_batch=run.batch_size * run.world_size * run.accumulation,
         rows=run.rows.count,
         lengths=run.rows.source,
-        steps=steps,
-        tokens=tokens,
-        padding=padding,
-        reference={"kind": run.reference} | reference,
-        seconds=seconds,
+        **work(run, feet),
         tflops=run.cfg.hardware.tflops,
         world_size=run.world_size,
         sharding=run.sharding,
-        suggestions=[],
+        suggestions=suggestions(run) if fits is False else [],
         longest_row=longest_row(run) if run.arguments.get("activation_offloading") else None,
     )
 
@@ -117,25 +110,16 @@ def longest_row(run: Training) -> int | None:
     if limit is None:
         return None
 
-    def fit(tokens: int) -> bool:
-        batch = Batch(1, tokens, 0, tokens // 3)
-        return sum(fullest(run, run.model.footprint(run.setting(batch)), batch)[1].values()) / GB <= limit
+    def too_long(tokens: int) -> bool:
+        return sum(fullest(run, Batch(1, tokens, 0, tokens // 3))[1].values()) / GB > limit
 
-    longest = 0
-    for tokens in (128 * 2**n for n in range(12)):
-        if not fit(tokens):
-            break
-        longest = tokens
-    for part in (longest // 2, longest // 4, longest // 8):
-        longest += part if part and fit(longest + part) else 0
-    return longest
+    lengths = [2**n * eighths for n in range(4, 16) for eighths in range(8, 16)]  # from 128 on
+    return max([0, *lengths[: bisect(lengths, False, key=too_long)]])
 
 
-def work(run: Training, feet: Footprint, speed: float) -> tuple[int, int, float, float, dict]:
-    """Steps, tokens, share of padding and seconds of the whole run; tokens and seconds of its reference passes.
-
-    `speed` is in FLOP per second, of all devices together.
-    """
+def work(run: Training, feet: Footprint) -> dict[str, object]:
+    """Steps, tokens, share of padding and seconds of the whole run; tokens and seconds of its reference passes."""
+    speed = run.cfg.hardware.tflops * 1e12 * run.world_size  # FLOP per second, of all devices together
     batches = typical(run.rows, run.batch_size, run.cfg.fastpath.enabled, **run.batch_shape)
     tokens = sum(batch.tokens for batch in batches) / len(batches)
     training = sum(step_flop(run, feet, batch) for batch in batches) / len(batches)
@@ -151,8 +135,13 @@ def work(run: Training, feet: Footprint, speed: float) -> tuple[int, int, float,
     if run.cfg.loss.view == "unpaired":  # KTO's mismatched answers: a forward of the policy, one of the reference
         flop, passes = flop + forward * forwards, passes * 2
     reference = {"tokens": round(tokens * passes), "seconds": round(forward * passes / speed, 1)}
-    padding = sum(batch.padding for batch in batches) / max(1, tokens * len(batches))
-    return steps, round(tokens * forwards), round(padding, 4), round((flop + forward * passes) / speed, 1), reference
+    return {
+        "steps": steps,
+        "tokens": round(tokens * forwards),
+        "padding": round(sum(batch.padding for batch in batches) / max(1, tokens * len(batches)), 4),
+        "reference": {"kind": run.reference} | reference,
+        "seconds": round((flop + forward * passes) / speed, 1),
+    }
 
 
 def forward_flop(run: Training, feet: Footprint, batch: Batch) -> float:
@@ -249,8 +238,7 @@ def changes(run: Training) -> Iterator[list[list[str]]]:
 def fits(run: Training, overrides: list[str]) -> bool:
     """Whether the run would fit with these overrides."""
     other = Training(changed(run.cfg, overrides), run.model, run.rows, run.world_size, run.sharding)
-    batch = other.largest_batch()
-    _, parts = fullest(other, other.model.footprint(other.setting(batch)), batch)
+    _, parts = fullest(other, other.largest_batch())
     return sum(parts.values()) / GB <= device_memory(other.cfg, other.world_size)
 
 
@@ -260,10 +248,7 @@ def changed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     OmegaConf.set_struct(cfg, False)
     for override in overrides:
         key, _, value = override.partition("=")
-        if "." in key:
-            OmegaConf.update(cfg, key, OmegaConf.create(f"x: {value}").x)
-        else:
-            cfg[key] = choice(key, value)
+        OmegaConf.update(cfg, key, OmegaConf.create(f"x: {value}").x if "." in key else choice(key, value), merge=False)
     return cfg
 
 

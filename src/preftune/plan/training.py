@@ -9,7 +9,7 @@ from preftune.config.trainer_fields import fields
 from preftune.data.shapes import PAIRS
 from preftune.data.views import KINDS
 from preftune.fastpath.attention import BLOCK, IMPLEMENTATIONS
-from preftune.plan.measure import Setting
+from preftune.plan.measure import Footprint, Setting
 from preftune.plan.model import Model, bits
 from preftune.plan.rows import Batch, Rows, largest
 from preftune.trainers import global_batch
@@ -24,7 +24,9 @@ class Training:
         self.cfg, self.model, self.rows, self.world_size, self.sharding = cfg, model, rows, world_size, sharding
         defaults = {name: each.default for name, each in fields(config_class(cfg.loss.trainer)).items()}
         self.arguments = defaults | plain(cfg.loss) | plain(cfg.hardware) | plain(cfg.train)
-        self.adapter = frozen(cfg.lora)
+        keywords = plain(cfg.lora)
+        keywords.pop("quantization", None)  # preftune's own
+        self.adapter = json.dumps(keywords, sort_keys=True) if keywords else None
         self.size = model.sizes(self.adapter)
         self.dtype = cfg.model.dtype
         self.bits = bits(cfg.lora)
@@ -57,11 +59,6 @@ class Training:
         return KINDS[self.cfg.loss.view] == PAIRS and self.reference == "none"
 
     @property
-    def scores_all_positions(self) -> bool:
-        """Whether the head scores prompts and padding too, as it does off GPUs where rows are not packed."""
-        return self.reference_free or not (self.packed or self.on_gpu)
-
-    @property
     def batch_shape(self) -> dict:
         """How rows become a batch, as the arguments of rows.largest and rows.typical."""
         multiple = BLOCK if self.cfg.model.attn_implementation == "flex_attention" else 8 if self.on_gpu else 1
@@ -75,9 +72,9 @@ class Training:
             size = max(1, budget // largest(self.rows, 1, **self.batch_shape).tokens)
         return largest(self.rows, size, **self.batch_shape)
 
-    def setting(self, batch: Batch) -> Setting:
-        """What to measure for `batch`."""
-        return Setting(
+    def footprint(self, batch: Batch) -> Footprint:
+        """What a step over `batch` takes."""
+        setting = Setting(
             rows=batch.rows,
             columns=batch.columns,
             dtype=self.dtype,
@@ -89,6 +86,7 @@ class Training:
             reference_tokens=self.reference_tokens(batch) if self.reference == "cached" else 0,
             dropout=not self.arguments.get("disable_dropout", False),
         )
+        return self.model.footprint(setting)
 
     def reference_tokens(self, batch: Batch) -> int:
         """Tokens of one batch of the reference pass."""
@@ -101,10 +99,3 @@ class Training:
 def plain(node: DictConfig) -> dict:
     """A section as plain values, resolved."""
     return OmegaConf.to_container(OmegaConf.create(node), resolve=True)
-
-
-def frozen(lora: DictConfig) -> str | None:
-    """`lora` as PEFT's keywords in JSON, which can be a key, without preftune's own; None without an adapter."""
-    given = plain(lora)
-    given.pop("quantization", None)
-    return json.dumps(given, sort_keys=True) if given else None
