@@ -5,26 +5,18 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from preftune.config.errors import UserError, advice
 from preftune.evaluate import agreement
 from preftune.evaluate.agreement import EXACT, HALF, Answers, Limit
 from preftune.evaluate.subjects import ADAPTER, Subject, base_model, find, on_device, use_cpu, weights
-from preftune.models import adapters
+from preftune.models import adapters, load
 from preftune.models.adapters import with_adapter
-from preftune.models.load import (
-    load_adapter,
-    load_model,
-    load_reward_model,
-    load_tokenizer,
-    location,
-    quiet,
-    save_tokenizer,
-)
 from preftune.models.tokenizer import PROBE, carry, stop_tokens, token_ids
 from preftune.report import model_card
 
@@ -52,7 +44,7 @@ def export(run: str, output: str, dtype: str | None, base: str, to: Sequence[str
     name and moved into it, and nothing is overwritten.
     Raises ExportError, also where what was saved answers otherwise than the run, SubjectError and ModelError.
     """
-    quiet()
+    load.quiet()
     subject, target, to = find(run), Path(output).expanduser(), [to] if isinstance(to, str) else list(to)
     require(subject, target, to, dtype, base)
     if subject.scores_texts:
@@ -85,7 +77,7 @@ def require(subject: Subject, target: Path, to: list[str], dtype: str | None, ba
         raise ExportError(f"to=[{','.join(to)}]: {subject.name} is a reward model, which is saved whole: to=[merged]")
     if "adapter" in to and not subject.adapter:
         raise ExportError(f"to=[adapter]: {subject.name} has no adapter, all its weights were trained: to=[merged]")
-    if "adapter" in to and (below := adapters.base_of(location(subject.base), subject.base.revision)):
+    if "adapter" in to and (below := adapters.base_of(load.location(subject.base), subject.base.revision)):
         raise ExportError(
             f"to=[adapter]: this adapter stands on another one, {subject.base.path} over {below[0]}, and servers take "
             "an adapter over a whole model: to=[merged]"
@@ -94,13 +86,13 @@ def require(subject: Subject, target: Path, to: list[str], dtype: str | None, ba
 
 def export_reward_model(subject: Subject, target: Path, dtype: str | None) -> str:
     """Save a reward model whole, with its tokenizer; read again it must give the reward that it gave."""
-    model, tokenizer = load_reward_model(subject.weights)
+    model, tokenizer = load.load_reward_model(subject.weights)
     ids = torch.tensor([token_ids(tokenizer, PROBE)])
     with new_folder(target) as folder, torch.no_grad():
         before = model(input_ids=ids).logits.item()
         model.to(getattr(torch, dtype or subject.start.dtype)).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        after = load_reward_model(str(folder))[0](input_ids=ids).logits.item()
+        after = load.load_reward_model(str(folder))[0](input_ids=ids).logits.item()
     return f"{target}: a reward model; its reward of a dialogue is {before:.5f}, and {after:.5f} read again"
 
 
@@ -155,19 +147,13 @@ def save_merged(subject: Subject, folder: Path, dtype: str, base: str, check: Ch
     model.to(getattr(torch, dtype))
     carry(tokenizer, model)
     model.save_pretrained(folder)
-    save_tokenizer(subject.start, tokenizer, folder)
+    load.save_tokenizer(subject.start, tokenizer, folder)
     size = model.num_parameters() / 1e6
     del model
-    again = whole_at(folder, subject, dtype)
-    limit = limit and (limit if dtype == "float32" else HALF)
-    check.ask("re-loaded", on_device(load_model(again, OmegaConf.create({}), use_cpu())), load_tokenizer(again), limit)
+    saved = OmegaConf.merge(subject.start, {"dtype": dtype})
+    again = replace(subject, weights=str(folder), adapter=False, start=saved)
+    check.ask("re-loaded", weights(again), again.tokenizer(), limit and (limit if dtype == "float32" else HALF))
     return f"{size:,.1f}M parameters in {dtype}"
-
-
-def whole_at(folder: Path, subject: Subject, dtype: str) -> DictConfig:
-    """The `model` section of the saved model."""
-    how = {name: subject.start[name] for name in ("attn_implementation", "trust_remote_code", "kwargs")}
-    return OmegaConf.merge(base_model(str(folder)), how, {"dtype": dtype})
 
 
 def merged(subject: Subject, base: str) -> torch.nn.Module:
@@ -175,8 +161,7 @@ def merged(subject: Subject, base: str) -> torch.nn.Module:
     if not subject.adapter:
         return weights(subject)
     lora = subject.lora if base == "trained" else OmegaConf.create({})
-    start = load_model(subject.base, lora, use_cpu=use_cpu())
-    return on_device(with_adapter(start, subject.weights))
+    return on_device(with_adapter(load.load_model(subject.base, lora, use_cpu()), subject.weights))
 
 
 def save_adapter(subject: Subject, folder: Path, check: Check) -> str:
@@ -184,24 +169,23 @@ def save_adapter(subject: Subject, folder: Path, check: Check) -> str:
     folder.mkdir()
     for path in Path(subject.weights).glob("adapter_*"):
         shutil.copyfile(path, folder / path.name)
-    base, settings = location(subject.base), json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+    base, settings = load.location(subject.base), json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
     base = str(Path(base).resolve()) if Path(base).exists() else base
     settings |= {"base_model_name_or_path": base, "revision": subject.base.revision}
     (folder / ADAPTER).write_text(json.dumps(settings, indent=2), encoding="utf-8")
-    save_tokenizer(subject.start, subject.tokenizer(), folder)
+    load.save_tokenizer(subject.start, subject.tokenizer(), folder)
     saved = OmegaConf.merge(subject.base, {"path": str(folder), "revision": None})
-    loaded = on_device(load_adapter(saved, subject.lora, use_cpu()))
-    check.ask("saved adapter's", loaded, load_tokenizer(base_model(str(folder))), HALF if subject.bf16 else EXACT)
+    loaded = on_device(load.load_adapter(saved, subject.lora, use_cpu()))
+    check.ask("saved adapter's", loaded, load.load_tokenizer(base_model(str(folder))), HALF if subject.bf16 else EXACT)
     other = [f"{key}={settings[key]}" for key, value in FOR_VLLM.items() if settings.get(key) not in (value, None)]
-    if "quantization" in subject.lora:
-        other.append("a quantized base")
+    other += ["a quantized base"] if "quantization" in subject.lora else []
     told = f"; vLLM does not serve {', '.join(other)} as it was trained: serve the merged model" if other else ""
     return f"adapter over {base}{told}"
 
 
 def modelfile(folder: Path, target: Path) -> str:
     """Write Ollama's Modelfile; returns how to make a GGUF of the folder."""
-    tokenizer = load_tokenizer(base_model(str(folder)))
+    tokenizer = load.load_tokenizer(base_model(str(folder)))
     stops = [tokenizer.decode([token]) for token in stop_tokens(tokenizer)]
     lines = [WHY_NO_TEMPLATE, "FROM .", *(f"PARAMETER stop {json.dumps(stop)}" for stop in stops)]
     (folder / "Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")

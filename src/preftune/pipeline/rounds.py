@@ -8,6 +8,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterable
+from itertools import permutations
 from pathlib import Path
 from statistics import fmean
 
@@ -49,11 +50,8 @@ def trained_in_rounds(progress: Progress, name: str) -> None:
         print(f"round {number}: score {sampled['score']:.4f} before, {counts}", flush=True)
         own = {"path": str(progress.run / f"round-{number}-pairs" / PAIRS), "eval_split": str(held_out), "columns": {}}
         own["on_bad_rows"] = "skip"  # what a model says may hold anything; the rows are listed in skipped_rows.jsonl
-        changes = {
-            "data": OmegaConf.to_container(
-                OmegaConf.merge(cfg.data, own, {"max_rows": None, "sft_path": None, "sft_fraction": 0.0}), resolve=True
-            )
-        }
+        own |= {"max_rows": None, "sft_path": None, "sft_fraction": 0.0}
+        changes = {"data": OmegaConf.to_container(OmegaConf.merge(cfg.data, own), resolve=True)}
         if cfg.flop_budget:  # an equal share of it for each round, drawing included
             changes["flop_budget"] = max(cfg.flop_budget / settings.number - (sampled.get("flop") or 0), 1.0)
         if settings.reference == "fixed" and number > 1:
@@ -182,17 +180,15 @@ def best_against_worst(row: dict, length_ratio: float) -> dict | None:
     scored = [(score, answer) for score, answer in zip(row["scores"], row["answers"], strict=True) if answer]
     candidates = [
         (better - worse, chosen, rejected)
-        for better, chosen in scored
-        for worse, rejected in scored
+        for (better, chosen), (worse, rejected) in permutations(scored, 2)
         if better > worse and 1 / length_ratio <= len(chosen) / len(rejected) <= length_ratio
     ]
     if not candidates:
         return None
     _, chosen, rejected = max(candidates, key=lambda candidate: candidate[0])
-    sides = {
-        side: [{"role": "assistant", "content": text}] for side, text in (("chosen", chosen), ("rejected", rejected))
-    }
-    return {name: value for name, value in row.items() if name not in ("answers", "scores")} | sides
+    kept = {name: value for name, value in row.items() if name not in ("answers", "scores")}
+    answers = ([{"role": "assistant", "content": text}] for text in (chosen, rejected))
+    return kept | dict(zip(("chosen", "rejected"), answers, strict=True))
 
 
 def write_rows(path: Path, rows: Iterable[dict]) -> None:

@@ -9,11 +9,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from preftune.config.files import write_json
 from preftune.config.processes import main_process
+from preftune.evaluate import evaluation
 from preftune.evaluate.snapshots import combine
 from preftune.models.load import quiet
-from preftune.pipeline import lineage
+from preftune.pipeline import export, lineage
 from preftune.pipeline.lineage import Artifact
+from preftune.pipeline.rounds import trained_in_rounds
 from preftune.pipeline.stages import PREFERENCE, PipelineError, Progress, defaults, needed, trained
+from preftune.pipeline.ways import branch, compared, halved
 from preftune.report import terminal
 from preftune.runs import checkpoints, directory
 from preftune.runs.signals import Interruption
@@ -60,10 +63,9 @@ def step_of(name: str, cfg: DictConfig) -> Callable[[Progress, str], None]:
     if name in STEPS and not (branches and name == "rounds"):
         return STEPS[name]
     if name in (PREFERENCE, "rounds") or (name in cfg and "loss" in cfg[name]):
-        return way if branches else trained
-    known = ", ".join(
-        [*STEPS, PREFERENCE, *(key for key in cfg if isinstance(cfg[key], DictConfig) and "loss" in cfg[key])]
-    )
+        return branch if branches else trained
+    sections = [key for key in cfg if isinstance(cfg[key], DictConfig) and "loss" in cfg[key]]
+    known = ", ".join([*STEPS, PREFERENCE, *sections])
     raise PipelineError(
         f"pipeline.stages: there is no stage {name}; there are {known}. A section with a loss is one too"
     )
@@ -71,8 +73,6 @@ def step_of(name: str, cfg: DictConfig) -> Callable[[Progress, str], None]:
 
 def evaluated(progress: Progress, name: str) -> None:
     """Score the result of the last training stage beside its reference, into <run>/evaluation/."""
-    from preftune.evaluate import evaluation
-
     if not list(progress.summaries.values())[-1]["snapshots"]:
         print("evaluate: no pairs of text are held out (data.eval_split, data.eval_fraction)")
         return
@@ -86,14 +86,14 @@ def evaluated(progress: Progress, name: str) -> None:
     lineage.record(output, made_of, Artifact(str(output), checkpoints.digest(output / "evaluation.json")))
 
 
-def headline(evaluation: Path, start: str, shown: list[dict]) -> dict:
+def headline(path: Path, start: str, shown: list[dict]) -> dict:
     """What the evaluation says of the last stage, under the names that summary.json has for before and after.
 
     Its answers too, where the stages kept none (`shown`) and the reference is what the pipeline started from.
     """
-    if not evaluation.exists():
+    if not path.exists():
         return {}
-    last = json.loads(evaluation.read_text(encoding="utf-8"))[-1]
+    last = json.loads(path.read_text(encoding="utf-8"))[-1]
     found = {name: last[key] for name, key in HEADLINE.items() if last.get(key) is not None}
     if not shown and last["reference"] == start:
         sides = {"prompt": "prompt", "before": "reference", "after": "policy"}
@@ -103,8 +103,6 @@ def headline(evaluation: Path, start: str, shown: list[dict]) -> dict:
 
 def exported(progress: Progress, name: str) -> None:
     """Make the last training stage's result one whole model that anything can serve, in <run>/exported/."""
-    from preftune.pipeline import export
-
     output = progress.run / "exported"
     wanted = OmegaConf.merge(defaults("export"), progress.cfg.pipeline.export)
     asked = OmegaConf.to_object(OmegaConf.masked_copy(wanted, ["dtype", "base", "to"]))
@@ -115,24 +113,10 @@ def exported(progress: Progress, name: str) -> None:
     lineage.record(output, made_of, lineage.artifact(output))
 
 
-def rounds(progress: Progress, name: str) -> None:
-    """Iterative preference training (rounds.py)."""
-    from preftune.pipeline.rounds import trained_in_rounds
-
-    trained_in_rounds(progress, name)
-
-
-def way(progress: Progress, name: str) -> None:
-    """One of several ways from a common start (ways.py)."""
-    from preftune.pipeline import ways
-
-    {"halves": ways.halved, "compare": ways.compared}.get(name, ways.branch)(progress, name)
-
-
 STEPS: dict[str, Callable[[Progress, str], None]] = {
-    "rounds": rounds,
+    "rounds": trained_in_rounds,
     "evaluate": evaluated,
     "export": exported,
-    "halves": way,
-    "compare": way,
+    "halves": halved,
+    "compare": compared,
 }

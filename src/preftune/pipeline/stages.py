@@ -41,11 +41,10 @@ class Progress:
 def stage_config(progress: Progress, name: str, **changes: object) -> DictConfig:
     """The config of one training stage: that of the pipeline on the model at hand, its own section laid over it."""
     cfg = progress.cfg
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    own = {} if name == PREFERENCE else settings.get(name, {})
-    for section in [key for key in settings if isinstance(settings[key], dict) and "loss" in settings[key]]:
-        settings.pop(section)  # the sections of the training stages
-    settings.pop("pipeline")
+    given = OmegaConf.to_container(cfg, resolve=True)
+    own = {} if name == PREFERENCE else given.get(name, {})
+    stages = {key for key, value in given.items() if isinstance(value, dict) and "loss" in value}
+    settings = {key: value for key, value in given.items() if key not in stages | {"pipeline"}}
     settings["train"] |= own.pop("train", {})
     settings["model"] = model_section(progress)
     return OmegaConf.create(settings | own | changes | {"output_dir": str(progress.run / name), "resume": False})
@@ -118,8 +117,8 @@ def looked_at_by_next(progress: Progress, name: str) -> bool:
 def needed(folder: Path, made_of: dict[str, object]) -> bool:
     """Whether a stage must be run, after saying why; an outdated result is set aside."""
     state, changed = lineage.stage_status(folder, made_of)
-    if state == "kept" and (damage := damaged(folder)):
-        state, changed = "outdated", [damage]
+    if state == "kept" and (folder / "model").exists() and (damage := checkpoints.damage(folder / "model")):
+        state, changed = "outdated", [f"model: {damage};"]
     if state == "kept":
         print(f"{folder.name}: finished before of the same inputs, kept")
         return False
@@ -128,12 +127,6 @@ def needed(folder: Path, made_of: dict[str, object]) -> bool:
         print(f"{folder.name}: rerun: {shown} changed; the old result was moved to {set_aside(folder).name}")
     wait_for_all()
     return True
-
-
-def damaged(folder: Path) -> str | None:
-    """What is wrong with the sealed model of a finished stage; None where it has none or it is whole."""
-    found = checkpoints.damage(folder / "model") if (folder / "model").exists() else None
-    return found and f"model: {found};"
 
 
 def whole_model(result: Path, merged: Path, dtype: str, lora: DictConfig) -> Artifact:
@@ -155,6 +148,4 @@ def whole_model(result: Path, merged: Path, dtype: str, lora: DictConfig) -> Art
 def defaults(recipe: str) -> DictConfig:
     """The keys of another recipe's file, with their defaults."""
     loaded = OmegaConf.load(resources.files("preftune.conf") / f"{recipe}.yaml")
-    return OmegaConf.create(
-        {key: value for key, value in OmegaConf.to_container(loaded).items() if key not in ("defaults", "hydra")}
-    )
+    return OmegaConf.masked_copy(loaded, [key for key in loaded if key not in ("defaults", "hydra")])

@@ -13,7 +13,7 @@ from statistics import fmean
 
 from omegaconf import OmegaConf
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from preftune.config.errors import UserError
 from preftune.config.files import write_json
@@ -21,7 +21,7 @@ from preftune.config.processes import main_process
 from preftune.data.load import Data
 from preftune.data.views import keys
 from preftune.evaluate import evaluation, generation
-from preftune.evaluate.judge import RewardModel, Rule
+from preftune.evaluate.judge import ByScore, RewardModel, Rule
 from preftune.evaluate.statistics import interval
 from preftune.models.load import load_model, load_tokenizer
 from preftune.pipeline.rounds import HELD_OUT, SCORES, drawn, trained_in_rounds, write_rows
@@ -31,6 +31,7 @@ from preftune.report.record import write_text
 from preftune.runs.work import Work
 from preftune.trainers.build import load_data
 
+TITLE = "One start, one budget"
 COLUMNS = {  # of the table: what it is, and its format
     "judge_score": ("judge's reward", "+.3f"),
     "judge_win_rate": ("wins by judge", ".0%"),
@@ -73,7 +74,8 @@ def branch(progress: Progress, name: str) -> None:
     settings, halves = progress.cfg.pipeline.ways, progress.run / "halves"
     half = "b" if name == settings.judge else "a"
     own = {"path": str(halves / f"{half}.jsonl"), "eval_split": str(halves / HELD_OUT), "columns": {}, "max_rows": None}
-    budget = math.inf if name in (settings.reward, settings.judge) else float(settings.flop) - charged(progress, name)
+    charged = progress.summaries[settings.reward]["flop"] if name in settings.rewarded else 0.0
+    budget = math.inf if name in (settings.reward, settings.judge) else float(settings.flop) - charged
     if budget <= 0:
         raise WaysError(f"pipeline.ways.flop={float(settings.flop):g}: the reward model alone took more; raise it")
     cfg = OmegaConf.merge(progress.cfg, {"data": own, "flop_budget": budget})
@@ -81,12 +83,6 @@ def branch(progress: Progress, name: str) -> None:
     within = replace(progress, cfg=cfg, summaries={}, result=start)
     (trained_in_rounds if name == "rounds" else trained)(within, name)
     progress.summaries |= within.summaries
-
-
-def charged(progress: Progress, name: str) -> float:
-    """The FLOP of the reward model that a way follows; 0 for those that learn from the pairs themselves."""
-    settings = progress.cfg.pipeline.ways
-    return progress.summaries[settings.reward]["flop"] if name in settings.rewarded else 0.0
 
 
 def compared(progress: Progress, name: str) -> None:
@@ -108,41 +104,29 @@ def compared(progress: Progress, name: str) -> None:
     theirs = [each["reference"] for each in found[0]["generations"]]
 
     def scored(way: str, answers: list[str]) -> dict:
-        return (
-            {"way": way}
-            | under("judge", judge, prompts, answers, theirs)
-            | under("rule", rule, prompts, answers, theirs)
-        )
+        all_of = (prompts, answers, theirs)
+        return {"way": way} | under("judge", judge, *all_of) | under("rule", rule, *all_of)
 
     rows = [scored(settings.start, theirs) | {"kl": 0.0, "models": 1}]
     for (way, made), each in zip(stages.items(), found, strict=True):
-        rows.append(
-            scored(way, [one["policy"] for one in each["generations"]])
-            | {"kl": each["kl"]}
-            | costs(progress, way, made)
-        )
+        answers = [one["policy"] for one in each["generations"]]
+        rows.append(scored(way, answers) | {"kl": each["kl"]} | costs(progress, way, made))
     answers, cost = best_of(progress, start, prompts)
     rows.append(scored(f"best of {settings.best_of}", answers) | cost)
     if main_process():
         write_json(run / "ways.json", rows)
         labels, shown = [label for label, _ in COLUMNS.values()], [(each, cells(each)) for each in rows]
-        write_text(
-            run / "ways.html",
-            render("ways.html.jinja", title="One start, one budget", kicker=[run.name], rows=shown, labels=labels),
-        )
+        values = {"title": TITLE, "kicker": [run.name], "rows": shown, "labels": labels}
+        write_text(run / "ways.html", render("ways.html.jinja", **values))
     print(table(rows))
 
 
-def under(name: str, scorer: RewardModel | Rule, prompts: list, answers: list[str], theirs: list[str]) -> dict:
+def under(name: str, scorer: ByScore, prompts: list, answers: list[str], theirs: list[str]) -> dict:
     """What a scorer gives answers on average, and how often it prefers them to the start's, with Wilson's interval."""
+    score = fmean(scorer.score(list(prompt), answer) for prompt, answer in zip(prompts, answers, strict=True))
     rate = fmean(scorer(list(prompt), *both) for prompt, *both in zip(prompts, answers, theirs, strict=True))
-    return {
-        f"{name}_score": fmean(
-            scorer.score(list(prompt), answer) for prompt, answer in zip(prompts, answers, strict=True)
-        ),
-        f"{name}_win_rate": rate,
-        f"{name}_win_rate_ci": list(interval(rate, len(prompts))),
-    }
+    around = list(interval(rate, len(prompts)))
+    return {f"{name}_score": score, f"{name}_win_rate": rate, f"{name}_win_rate_ci": around}
 
 
 def of_way(progress: Progress, way: str) -> list[str]:
@@ -180,29 +164,26 @@ def best_of(progress: Progress, start: str, prompts: list[generation.Prompt]) ->
     with Work() as work:
         drawn_for = OmegaConf.create({"answers": settings.best_of, "max_new_tokens": settings.max_new_tokens})
         several = drawn(model, load_tokenizer(section), prompts, drawn_for, cfg)
-        best = [
-            max(answers, key=partial(reward.score, list(prompt)))
-            for prompt, answers in zip(prompts, several, strict=True)
-        ]
+        both = zip(prompts, several, strict=True)
+        best = [max(answers, key=partial(reward.score, list(prompt))) for prompt, answers in both]
     bound = math.log(settings.best_of) - (settings.best_of - 1) / settings.best_of
     return best, {"kl": bound, "flop": work.flop, "seconds": time.time() - began, "models": 2}
 
 
 def cells(row: dict) -> list[str]:
     """A row of the table as text."""
-    values = [(row.get(key), row.get(f"{key}_ci"), form) for key, (_, form) in COLUMNS.items()]
-    return [
-        "–" if value is None else format(value, form) + (f" ({ci[0]:.0%}–{ci[1]:.0%})" if ci else "")
-        for value, ci, form in values
-    ]
+    shown = []
+    for key, (_, form) in COLUMNS.items():
+        around = " ({:.0%}–{:.0%})".format(*row[f"{key}_ci"]) if f"{key}_ci" in row else ""
+        shown.append("–" if row.get(key) is None else format(row[key], form) + around)
+    return shown
 
 
 def table(rows: list[dict]) -> str:
     """The ways side by side in the terminal."""
     console = Console(width=140, force_terminal=False)
-    shown = Table("", title="One start, one budget", title_justify="left")
-    for label, _ in COLUMNS.values():
-        shown.add_column(label, justify="right")
+    labels = [Column(label, justify="right") for label, _ in COLUMNS.values()]
+    shown = Table("", *labels, title=TITLE, title_justify="left")
     for each in rows:
         shown.add_row(each["way"], *cells(each))
     with console.capture() as captured:

@@ -6,6 +6,7 @@ from bisect import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
+from statistics import fmean
 
 import psutil
 from omegaconf import DictConfig, OmegaConf
@@ -121,9 +122,9 @@ def work(run: Training, feet: Footprint) -> dict[str, object]:
     """Steps, tokens, share of padding and seconds of the whole run; tokens and seconds of its reference passes."""
     speed = run.cfg.hardware.tflops * 1e12 * run.world_size  # FLOP per second, of all devices together
     batches = typical(run.rows, run.batch_size, run.cfg.fastpath.enabled, **run.batch_shape)
-    tokens = sum(batch.tokens for batch in batches) / len(batches)
-    training = sum(step_flop(run, feet, batch) for batch in batches) / len(batches)
-    forward = sum(forward_flop(run, feet, batch) for batch in batches) / len(batches)
+    tokens = fmean(batch.tokens for batch in batches)
+    training = fmean(flop_of(run, feet, batch, learning=True) for batch in batches)
+    forward = fmean(flop_of(run, feet, batch, learning=False) for batch in batches)
     per_step = run.accumulation * run.world_size
     per_epoch = math.ceil(run.rows.count / (run.batch_size * run.world_size)) * run.world_size
     steps = math.ceil(math.ceil(per_epoch / per_step) * run.arguments["num_train_epochs"])
@@ -144,19 +145,15 @@ def work(run: Training, feet: Footprint) -> dict[str, object]:
     }
 
 
-def forward_flop(run: Training, feet: Footprint, batch: Batch) -> float:
-    """FLOP of one forward: the layers as measured, attention by the length of the rows, the head."""
-    layers = feet.forward + feet.attention_forward * batch.columns
-    return batch.tokens * layers + 2.0 * batch.scored * run.size.head
+def flop_of(run: Training, feet: Footprint, batch: Batch, learning: bool) -> float:
+    """FLOP of a forward over one batch, and of its backward where it is learned from, with what is computed again.
 
-
-def step_flop(run: Training, feet: Footprint, batch: Batch) -> float:
-    """FLOP of a forward and backward over one batch, with what checkpointing computes again.
-
-    The backward of the head computes its logits once more, its input's gradient, and its own in full fine-tuning.
+    Layers are as measured, attention is by the length of the rows. The backward of the head computes its logits once
+    more, its input's gradient, and its own in full fine-tuning.
     """
-    layers = feet.step + feet.attention_step * batch.columns
-    return batch.tokens * layers + 2.0 * batch.scored * run.size.head * (3 if run.adapter else 4)
+    each, attention = (feet.step, feet.attention_step) if learning else (feet.forward, feet.attention_forward)
+    heads = (3 if run.adapter else 4) if learning else 1
+    return batch.tokens * (each + attention * batch.columns) + 2.0 * batch.scored * run.size.head * heads
 
 
 def device_memory(cfg: DictConfig, world_size: int = 1) -> float | None:
