@@ -84,19 +84,15 @@ class EndProofs(TrainerCallback):
             fixed = getattr(trainer, "precompute_ref_logps", False)
             if self.pairs is None or none or fixed or getattr(trainer.args, "sync_ref_model", False):
                 return None
-            policy = trainer.accelerator.unwrap_model(trainer.model)
-            model = policy if trainer.ref_model is None else trainer.accelerator.unwrap_model(trainer.ref_model)
-            with sharding.whole(model), adapter_off(model) if model is policy else contextlib.nullcontext():
+            own = trainer.ref_model is None  # the policy, as TRL's trainers turn it into the reference
+            model = trainer.accelerator.unwrap_model(trainer.model if own else trainer.ref_model)
+            off = use_adapter(model, "ref" if "ref" in model.peft_config else None) if own else contextlib.nullcontext()
+            with sharding.whole(model), off:
                 rows = self.pairs.select(range(min(PAIRS, len(self.pairs))))
-                bf16 = bool(trainer.args.bf16)
                 length = getattr(trainer.args, "max_length", None)  # trainers that sample have none
-                fused = model is policy and hasattr(trainer, "_metrics")  # TRL's online DPO fuses no head
-                return score(model, trainer.processing_class, rows, length, bf16, "none" if fused else "head")
-
-
-def adapter_off(model: PeftModel) -> contextlib.AbstractContextManager:
-    """The policy as TRL's trainers turn it into the reference."""
-    return use_adapter(model, "ref" if "ref" in model.peft_config else None)
+                fused = own and hasattr(trainer, "_metrics")  # TRL's online DPO fuses no head
+                lend = "none" if fused else "head"
+                return score(model, trainer.processing_class, rows, length, bool(trainer.args.bf16), lend)
 
 
 def hashes(model: torch.nn.Module) -> dict[str, str]:

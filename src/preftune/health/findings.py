@@ -1,7 +1,7 @@
 """A finding: something about a run that its owner must know, what it means, and what to do."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,13 +48,12 @@ class Findings:
     def __init__(self, run: Path, tell: Callable[[dict], None] = lambda finding: None):
         self.path, self.tell, self.all = run / "findings.json", tell, []
         self.proofs: dict[str, Proof] = {}
-        self._write()
+        self._write("findings.json", self.all)
 
     def prove(self, proof: Proof) -> None:
         """Keep a proof, in the place of an earlier one of its name."""
         self.proofs[proof.name] = proof
-        if main_process():
-            write_json(self.path.with_name("proofs.json"), [dataclasses.asdict(each) for each in self.proofs.values()])
+        self._write("proofs.json", self.proofs.values())
 
     def __contains__(self, code: str) -> bool:
         return any(finding.code == code for finding in self.all)
@@ -64,7 +63,7 @@ class Findings:
         if finding.code in self:
             return
         self.all.append(finding)
-        self._write()
+        self._write("findings.json", self.all)
         if main_process():
             if aloud:
                 tqdm.write(f"health: {finding}")
@@ -79,6 +78,6 @@ class Findings:
         """What findings.json holds."""
         return [dataclasses.asdict(finding) for finding in self.all]
 
-    def _write(self) -> None:
+    def _write(self, name: str, entries: Iterable[Finding | Proof]) -> None:
         if main_process():
-            write_json(self.path, self.rows())
+            write_json(self.path.with_name(name), [dataclasses.asdict(each) for each in entries])

@@ -1,7 +1,5 @@
 """The perplexity gate: whether a checkpoint knows its chosen answers well enough to learn a preference over them."""
 
-import math
-
 from datasets import Dataset
 from omegaconf import DictConfig
 
@@ -20,43 +18,32 @@ def perplexity_gate(scores: PairScores, pairs: Dataset, settings: DictConfig) ->
     gives DPO nothing to rank: it raises the chosen only by pressing on the rejected (Rafailov et al. 2023, section 4,
     starts from SFT on the chosen answers for this reason).
     """
-    value = scores.perplexity()
+    value, limit = scores.perplexity(), settings.max_perplexity
     far = outliers(scores, settings.tail)
-    report = {
-        "perplexity": value,
-        "max_perplexity": settings.max_perplexity,
-        "passed": value <= settings.max_perplexity,
-        "pairs": len(scores.chosen),
-        "outliers": [
-            {
-                "prompt": pairs[row]["prompt"][-1]["content"],
-                "chosen": said(pairs[row]["chosen"][-1]),
-                "logps_per_token": per_token,
-            }
-            for row, per_token in far[:LISTED]
-        ],
-        "outlier_count": len(far),
-    }
-    if report["passed"]:
+    listed = [
+        {"prompt": row["prompt"][-1]["content"], "chosen": said(row["chosen"][-1]), "logps_per_token": far[i]}
+        for i, row in zip(far, pairs.select(list(far)[:LISTED]), strict=False)
+    ]
+    report = {"perplexity": value, "max_perplexity": limit, "passed": value <= limit, "pairs": len(scores.chosen)}
+    report |= {"outliers": listed, "outlier_count": len(far)}
+    if value <= limit:
         return report, None
-    return report, Finding(
-        "perplexity",
-        0,
-        value,
-        settings.max_perplexity,
+    meaning = (
         f"The perplexity of the held-out chosen answers is {value:.1f}: the model has not learned them, and a "
-        "preference stage would learn noise.",
+        "preference stage would learn noise."
+    )
+    remedy = (
         "Train it on them first (python -m recipes.sft_dpo, more epochs or a higher sft.train.learning_rate), or go "
         "on all the same with gate.on_fail=warn, or raise gate.max_perplexity if such answers are short or full of "
-        "facts.",
+        "facts."
     )
+    return report, Finding("perplexity", 0, value, limit, meaning, remedy)
 
 
-def outliers(scores: PairScores, tail: float) -> list[tuple[int, float]]:
-    """(row, log-prob per token) of the chosen answers over `tail` standard deviations below the mean, worst first."""
+def outliers(scores: PairScores, tail: float) -> dict[int, float]:
+    """{row: log-prob per token} of chosen answers over `tail` standard deviations below the mean, the worst first."""
     per_token = scores.chosen / scores.chosen_tokens
-    if len(per_token) < 3 or math.isnan(spread := per_token.std().item()):
-        return []
-    bound = per_token.mean().item() - tail * spread
-    rows = [(row, value) for row, value in enumerate(per_token.tolist()) if value < bound]
-    return sorted(rows, key=lambda item: item[1])
+    if len(per_token) < 3:
+        return {}
+    bound = per_token.mean() - tail * per_token.std()
+    return {row: per_token[row].item() for row in per_token.argsort().tolist() if per_token[row] < bound}

@@ -57,8 +57,8 @@ class ProvedStart:
             unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
             self._check(check_mask, self, inputs)
             self._check(check_parameters, unwrapped, self.frozen_by_model)
-        if first and with_noise(self.args):
-            self._without_noise(inputs)
+            if with_noise(self.args):
+                self._without_noise(inputs)
         with modules_that_run(unwrapped if first else None) as ran:
             loss = super().training_step(model, inputs, num_items_in_batch)
         if self.findings is not None:
@@ -70,7 +70,7 @@ class ProvedStart:
         if first:
             if not with_noise(self.args):
                 self._prove_reference()
-            if rewards_alike(self):
+            if logged(self, "frac_reward_zero_std")[-1:] == [1]:
                 print("step-0 check: the first answers' rewards are alike, so no gradient is due")
             elif not self.is_deepspeed_enabled:  # DeepSpeed keeps gradients to itself
                 self._check(check_gradients, unwrapped, ran)
@@ -107,15 +107,14 @@ class ProvedStart:
 
 def ties_count_half(trainer: Trainer) -> None:
     """Before a weight has moved policy and reference are one model: what ranks their answers is rounding, a tie."""
-    logged = getattr(trainer, "_metrics", {"train": {}})["train"].get("rewards/accuracies")
-    if logged and trainer.starts_as_reference and getattr(trainer, "logratios_per_token", None) is not None:
-        logged[-1] = 0.5
+    accuracies = logged(trainer, "rewards/accuracies")
+    if accuracies and trainer.starts_as_reference and getattr(trainer, "logratios_per_token", None) is not None:
+        accuracies[-1] = 0.5
 
 
-def rewards_alike(trainer: Trainer) -> bool:
-    """Whether the answers that a trainer drew were all rewarded as the others to their prompt."""
-    shares = getattr(trainer, "_metrics", {"train": {}})["train"].get("frac_reward_zero_std", [])
-    return bool(shares) and shares[-1] == 1
+def logged(trainer: Trainer, metric: str) -> list[float]:
+    """The values of a metric that TRL has kept since it last logged."""
+    return getattr(trainer, "_metrics", {"train": {}})["train"].get(metric, [])
 
 
 def not_finite(what: str, step: int, value: float) -> Finding:
@@ -155,12 +154,14 @@ def check_loss(trainer: Trainer) -> Iterator[Finding | Proof]:
     args = trainer.args
     given = getattr(args, "loss_type", None)  # ORPO has none
     types = given if isinstance(given, list) else [given]
-    unknown = getattr(args, "use_weighting", False) or any(name not in AT_START for name in types)
-    if unknown or getattr(trainer, "logratios_per_token", None) is None or not trainer.starts_as_reference:
+    known = AT_START.keys() >= set(types) and not getattr(args, "use_weighting", False)
+    if not known or getattr(trainer, "logratios_per_token", None) is None or not trainer.starts_as_reference:
         return
     weights = getattr(args, "loss_weights", None) or [1.0] * len(types)
     wanted = sum(weight * AT_START[name](args) for name, weight in zip(types, weights, strict=True))
-    found = without_weights(trainer, trainer.unscaled_loss.item() - routing_loss(trainer))
+    found = trainer.unscaled_loss.item() - routing_loss(trainer)
+    if (share := getattr(trainer, "desirable_share", None)) is not None:  # KTO's, for weights of 1
+        found /= share * args.desirable_weight + (1 - share) * args.undesirable_weight
     allowed = trainer.beta * 4 * rounding(trainer) * trainer.scored_tokens.float().mean().item() + 1e-4
     if "sppo_hard" in types or "ipo" in types:
         allowed = allowed / trainer.beta**2 + 1e-3
@@ -193,14 +194,6 @@ def routing_loss(trainer: Trainer) -> float:
     mode = "train" if trainer.model.training else "eval"
     logged = trainer._metrics[mode]["aux_loss"][-1:] if getattr(trainer, "aux_loss_enabled", False) else []
     return sum(trainer.router_aux_loss_coef * each for each in logged)
-
-
-def without_weights(trainer: Trainer, loss: float) -> float:
-    """KTO's loss of the first batch for weights of 1; any other loss as it is."""
-    share = getattr(trainer, "desirable_share", None)
-    if share is None:
-        return loss
-    return loss / (share * trainer.args.desirable_weight + (1 - share) * trainer.args.undesirable_weight)
 
 
 def check_mask(trainer: Trainer, inputs: dict) -> Iterator[Finding | Proof]:
@@ -263,8 +256,7 @@ def scored_rows(inputs: dict) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 def opening_of_answers(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that a chat template puts between a question and its answer; empty where it has none of its own."""
-    question = PROBE[:1]
-    asked, opened = token_ids(tokenizer, question), token_ids(tokenizer, question, add_generation_prompt=True)
+    asked, opened = (token_ids(tokenizer, PROBE[:1], add_generation_prompt=each) for each in (False, True))
     if opened[: len(asked)] != asked or token_ids(tokenizer, PROBE)[: len(opened)] != opened:
         return []  # what stands before an answer depends on the row
     return opened[len(asked) :]
@@ -320,15 +312,10 @@ def adapter_parts(model: torch.nn.Module) -> set[str]:
 def modules_that_run(model: torch.nn.Module | None) -> Iterator[set[str]]:
     """The names of the modules that run meanwhile: experts without tokens and towers without input do not."""
     ran: set[str] = set()
-    hooks = [
-        module.register_forward_hook(lambda *_, name=name: ran.add(name))
-        for name, module in (model.named_modules() if model is not None else ())
-    ]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for name, module in model.named_modules() if model is not None else ():
+            hooks.callback(module.register_forward_hook(lambda *_, name=name: ran.add(name)).remove)
         yield ran
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def check_gradients(model: torch.nn.Module, ran: set[str]) -> Iterator[Finding | Proof]:
