@@ -101,10 +101,9 @@ class Plot:
                 axes.set_xlim(min(steps) - 1, min(steps) + 1)
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=self.x_label == "step"))
             axes.yaxis.set_major_locator(MaxNLocator(5))
+            height = "{:.0%}" if self.limits == (0, 1) else "{:.6g}"
             axes.xaxis.set_major_formatter(lambda value, _: tick(value, "{:.6g}"))
-            axes.yaxis.set_major_formatter(
-                lambda value, _: tick(value, "{:.0%}" if self.limits == (0, 1) else "{:.6g}")
-            )
+            axes.yaxis.set_major_formatter(lambda value, _: tick(value, height))
             draw_marks(axes, self)
             buffer = io.StringIO()
             drawing.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
@@ -129,20 +128,16 @@ def draw_marks(axes: Axes, plot: Plot) -> None:
             continue
         ours, top = words.startswith("health."), height > low + 0.88 * (high - low)
         colour, at, align = (RED, 0.99, "right") if ours else (SOFT, 0.01, "left")
-        place = {"va": "top" if top else "bottom", "xytext": (0, -3 if top else 3), "textcoords": "offset points"}
+        place = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "xytext": (0, -3 if top else 3)}
         axes.axhline(height, color=colour, linewidth=0.9, linestyle=(0, (5, 3)), zorder=1)
-        axes.annotate(
-            words, (at, height), xycoords=axes.get_yaxis_transform(), ha=align, color=colour, size=9.5, **place
-        )
+        axes.annotate(words, (at, height), va="top" if top else "bottom", ha=align, color=colour, size=9.5, **place)
     numbers = defaultdict(list)
     for number, step in plot.findings:
         numbers[step].append(str(number))
     for step, places in numbers.items():
-        place = {"va": "top", "xytext": (3, -2), "textcoords": "offset points"}
+        place = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "xytext": (3, -2)}
         axes.axvline(step, color=RED, linewidth=1.2, zorder=1)
-        axes.annotate(
-            ",".join(places), (step, 1), xycoords=axes.get_xaxis_transform(), color=RED, weight="bold", **place
-        )
+        axes.annotate(",".join(places), (step, 1), va="top", color=RED, weight="bold", **place)
 
 
 def tick(value: float, form: str) -> str:

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from preftune.evaluate.subjects import CONFIG, MANIFEST, Subject, stages
 from preftune.report import terminal
-from preftune.report.page import TEMPLATES
+from preftune.report.page import render
 
 SECRETS = [  # what may stand in a URL or an option that the user typed, and in no card
     (re.compile(r"//[^/@\s]+@"), "//"),
@@ -19,30 +19,17 @@ SECRETS = [  # what may stand in a URL or an option that the user typed, and in 
 
 
 def text(subject: Subject, name: str, base: str, check: list[str]) -> str:
-    """The card in Markdown, with the hub's front matter and what `check` found.
-
-    The licence is left to whoever publishes the model.
-    """
+    """The card in Markdown, with the hub's front matter and what `check` found."""
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", subject.start.path) and not Path(subject.start.path).exists()
-    front = ModelCardData(
-        base_model=subject.start.path if on_hub else None,
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["preftune", "trl"],
-    )
+    kind = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["preftune", "trl"]}
+    front = ModelCardData(base_model=subject.start.path if on_hub else None, **kind)
     quantized = "quantization" in subject.lora
     onto = "the quantized weights that it was trained over, dequantized" if quantized else "its base"
     if quantized and base == "original":
         onto = "the full-precision weights, although it was trained over quantized ones"
-    card = TEMPLATES.get_template("card.md.jinja").render(  # Markdown, not HTML
-        card_data=front.to_yaml(),
-        name=name,
-        subject=subject,
-        run=of_run(subject) if subject.run else None,
-        onto=onto,
-        check=check,
-    )
-    return redacted(card)
+    run = of_run(subject) if subject.run else None
+    values = {"name": name, "subject": subject, "run": run, "onto": onto, "check": check}
+    return redacted(render("card.md.jinja", card_data=front.to_yaml(), **values))
 
 
 def redacted(card: str) -> str:

@@ -27,6 +27,7 @@ class Panel:
 
 BOTH, HELD_OUT = ("train", "eval"), ("eval",)
 SHARE = {"limits": (0.0, 1.0), "constants": {0.5: "a coin"}}
+ZERO = {0.0: ""}
 
 
 def sides(form: str) -> dict[str, str]:
@@ -34,40 +35,26 @@ def sides(form: str) -> dict[str, str]:
     return {form.format(side): side for side in ("chosen", "rejected")}
 
 
-def by_length(form: str) -> dict[str, str]:
-    """The metrics of the thirds of the pairs by length, with their labels."""
-    return {form.format(third): f"{third} third" for third in ("short", "medium", "long")}
-
-
+THIRDS = {f"rewards/accuracies_{third}": f"{third} third" for third in ("short", "medium", "long")}  # by length
 GRADIENT = ("gradient_norm", "gradient_not_finite")
 START = ("step0_gradient", "step0_frozen", "step0_trainable", "step0_float16")
 SECTIONS = {
     "Does it learn the preference?": [
-        Panel(
-            "Rewards", sides("rewards/{}"), codes=("step0_reference", "kto_one_label"), constants={0.0: ""}
-        ),
-        Panel(
-            "Margin of the rewards", {"rewards/margins": "chosen − rejected"}, shown=BOTH,
-            codes=("margin_explodes", "margin_flat"), constants={0.0: ""},
-        ),
-        Panel(
-            "Accuracy", {"rewards/accuracies": "chosen above rejected"}, shown=BOTH,
-            codes=("accuracy_at_chance", "overfitting"), **SHARE,
-        ),
-        Panel("Accuracy by length of the answers", by_length("rewards/accuracies_{}"), PAIRS, HELD_OUT, **SHARE),
+        Panel("Rewards", sides("rewards/{}"), codes=("step0_reference", "kto_one_label"), constants=ZERO),
+        Panel("Margin of the rewards", {"rewards/margins": "chosen − rejected"}, shown=BOTH,
+              codes=("margin_explodes", "margin_flat"), constants=ZERO),
+        Panel("Accuracy", {"rewards/accuracies": "chosen above rejected"}, shown=BOTH,
+              codes=("accuracy_at_chance", "overfitting"), **SHARE),
+        Panel("Accuracy by length of the answers", THIRDS, PAIRS, HELD_OUT, **SHARE),
         Panel("Loss", {"loss": "loss"}, shown=BOTH, codes=("loss_not_finite", "step0_loss", "step0_mask")),
         Panel("Margin per token and its target", {"ipo/margin": "margin", "ipo/target": "target 1/(2β)"}, IPO),
         Panel("Log odds ratio", {"log_odds_ratio": "chosen to rejected"}, ORPO),
     ],
     "Where does the probability go?": [
-        Panel(
-            "Log-probs per token (nats)", sides("logps/{}_per_token"), shown=BOTH,
-            codes=("chosen_falls", "rejected_collapse"),
-        ),
-        Panel(
-            "Log-ratios to the reference per token (nats)", sides("logratios/{}_per_token"), REFERENCE,
-            constants={0.0: ""},
-        ),
+        Panel("Log-probs per token (nats)", sides("logps/{}_per_token"), shown=BOTH,
+              codes=("chosen_falls", "rejected_collapse")),
+        Panel("Log-ratios to the reference per token (nats)", sides("logratios/{}_per_token"), REFERENCE,
+              constants=ZERO),
         Panel("Log-probs as the trainer counts them (nats)", sides("logps/{}")),
         Panel("NLL of the chosen answers", {"nll_loss": "NLL"}, ORPO),
     ],
