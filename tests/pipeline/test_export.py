@@ -136,14 +136,14 @@ def test_a_modelfile_names_the_weights_and_where_an_answer_ends(trained, tmp_pat
 
 
 def test_an_export_that_answers_otherwise_is_an_error_and_leaves_nothing(trained, tmp_path, monkeypatch):
-    real = export.with_adapter
+    real = export.adapters.with_adapter
 
     def spoiled(base, path):
         model = real(base, path)
         model.get_input_embeddings().weight.data[:200] *= 1.5
         return model
 
-    monkeypatch.setattr(export, "with_adapter", spoiled)
+    monkeypatch.setattr(export.adapters, "with_adapter", spoiled)
     with pytest.raises(
         ExportError, match="the merged model beside the trained one.*and rounding stays below 0.01 at any token"
     ):

@@ -7,10 +7,9 @@ import torch
 from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
-from preftune.evaluate import subjects
 from preftune.evaluate.generation import generated
 from preftune.evaluate.judge import Endpoint
-from preftune.evaluate.subjects import SubjectError, find, weights
+from preftune.evaluate.subjects import SubjectError, find, load, weights
 from preftune.models.load import quiet
 
 RESET, QUIT = "/reset", "/quit"
@@ -60,7 +59,7 @@ def loaded(cfg: DictConfig) -> dict[str, Callable[[list[dict]], str]]:
     if not cfg.compare:
         model, tokenizer = weights(subject), subject.tokenizer()
         return {"policy": lambda dialogue: answer(model, tokenizer, dialogue, cfg)}
-    both = subjects.load(subject, cfg.reference)
+    both = load(subject, cfg.reference)
 
     def reference(dialogue: list[dict]) -> str:
         with both.reference() as other:
@@ -97,12 +96,10 @@ def typed() -> Iterator[str]:
 
 def answer(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, dialogue: list[dict], cfg: DictConfig) -> str:
     """The model's answer to a dialogue, printed while it is made; Ctrl-C ends it early."""
-    drawing = {"temperature": cfg.temperature, "top_p": cfg.top_p, "top_k": 0} if cfg.temperature else {}
-    streamer, drawn = Streamer(tokenizer), bool(cfg.temperature)
+    drawing = {"do_sample": True, "temperature": cfg.temperature, "top_p": cfg.top_p, "top_k": 0}
+    how, streamer = drawing if cfg.temperature else {"do_sample": False}, Streamer(tokenizer)
     try:
-        generated(
-            model, tokenizer, [dialogue], cfg.max_new_tokens, False, do_sample=drawn, streamer=streamer, **drawing
-        )
+        generated(model, tokenizer, [dialogue], cfg.max_new_tokens, False, streamer=streamer, **how)
     except KeyboardInterrupt:
         print()
     return streamer.said

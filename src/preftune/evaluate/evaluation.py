@@ -21,7 +21,6 @@ from preftune.data.shapes import DEMONSTRATIONS, PAIRS
 from preftune.data.token_checks import answered, sequences, tokenized
 from preftune.data.views import KINDS
 from preftune.evaluate import generation, judge, lm_tasks, pairs, subjects
-from preftune.evaluate.generation import Prompt, divergence, sampled
 from preftune.evaluate.judge import Answered, ByScore, Judge, RewardModel, win_rate
 from preftune.evaluate.kept import Scorer
 from preftune.evaluate.pairs import PairScores, implicit_rewards
@@ -63,7 +62,7 @@ class HeldOut:
 
     pairs: Dataset
     demonstrations: Dataset | None
-    prompts: list[Prompt]  # to be answered: as many as are shown or judged
+    prompts: list[generation.Prompt]  # to be answered: as many as are shown or judged
     max_length: int | None
     cache: str | None  # the run's own folder of reference log-probs, where scores are kept
 
@@ -224,8 +223,8 @@ def drift(loaded: Loaded, data: HeldOut, cfg: DictConfig, bf16: bool) -> dict:
     if not cfg.kl_prompts:
         return {"kl": None, "kl_error": None, "kl_per_token": None, "kl_tokens": None}
     prompts = generation.prompts(data.pairs, cfg.kl_prompts)
-    drawn = sampled(loaded.model, loaded.tokenizer, prompts, cfg.max_new_tokens, bf16, cfg.seed)
-    return divergence(loaded.model, loaded.reference, drawn, bf16)
+    drawn = generation.sampled(loaded.model, loaded.tokenizer, prompts, cfg.max_new_tokens, bf16, cfg.seed)
+    return generation.divergence(loaded.model, loaded.reference, drawn, bf16)
 
 
 def judged(answered: Answered, cfg: DictConfig, decide: Judge | None, tokenizer: PreTrainedTokenizerBase) -> dict:

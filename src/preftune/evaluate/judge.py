@@ -157,9 +157,8 @@ class Endpoint:
 
     def __init__(self, base_url: str, model: str, api_key_env: str, timeout: float, options: dict):
         if urlsplit(base_url).scheme not in ("http", "https"):
-            raise JudgeError(
-                f"{base_url}: an endpoint begins with http:// or https://, such as http://localhost:8000/v1"
-            )
+            such = "http:// or https://, such as http://localhost:8000/v1"
+            raise JudgeError(f"{base_url}: an endpoint begins with {such}")
         self.url, self.model, self.timeout = f"{base_url.rstrip('/')}/chat/completions", model, timeout
         self.options, self.api_key_env = dict(options), api_key_env
         self._key = os.environ.get(api_key_env, "").strip()

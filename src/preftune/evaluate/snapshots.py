@@ -28,9 +28,8 @@ def take_snapshot(name: str, trainer: Trainer, data: Data, cfg: DictConfig) -> S
     if data.eval_pairs is None or "task" in cfg.loss:  # a reward model says nothing, and TRL scores its pairs
         return None
     tokenizer, bf16 = trainer.processing_class, bool(cfg.hardware.bf16)
-    lend: Lend = (
-        "head" if getattr(trainer, "form", None) is None else "none"
-    )  # where the fast forward trains, it scores
+    # where the fast forward trains, it scores
+    lend: Lend = "head" if getattr(trainer, "form", None) is None else "none"
     prompts = generation.prompts(data.eval_pairs, cfg.samples)
     with sharding.whole(trainer.model):
         scorer = Scorer(tokenizer, cfg.train.max_length, bf16, lend, cfg.fastpath.reference_cache)
@@ -59,19 +58,17 @@ def summarize(trainer: Trainer, snapshots: list[Snapshot | None], held_out: dict
         return summary
     first, last = snapshots[0], snapshots[-1]
     rows = [{"name": each.name, **each.scores.summary()} for each in snapshots]
+    summary |= {"perplexity": rows[0]["perplexity"], "snapshots": rows}
     if len(snapshots) == 1:
-        answers = [{"prompt": prompt, "before": answer} for prompt, answer in first.answers.items()]
-        return summary | {"perplexity": rows[0]["perplexity"], "snapshots": rows, "samples": answers}
+        return summary | {"samples": [{"prompt": prompt, "before": text} for prompt, text in first.answers.items()]}
     if beta := getattr(trainer, "beta", None):
         rows[-1] |= implicit_rewards(last.scores, first.scores, beta)
     return summary | {
-        "perplexity": rows[0]["perplexity"],
         "logp_accuracy_before": rows[0]["logp_accuracy"],
         "logp_accuracy_after": rows[1]["logp_accuracy"],
         "accuracy_after": rows[1].get("reward_accuracy"),
         "margin_before": 0.0 if beta else None,  # by construction: policy and reference are one model
         "margin_after": rows[1].get("reward_margin"),
-        "snapshots": rows,
         "samples": [{"prompt": p, "before": a, "after": last.answers[p]} for p, a in first.answers.items()],
     }
 

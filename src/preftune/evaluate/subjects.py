@@ -106,9 +106,8 @@ def find(name: str) -> Subject:
         base = PeftConfig.from_pretrained(str(path)).base_model_name_or_path
         return Subject(name, str(path), base_model(base), adapter=True)
     if path.is_dir() and not (path / "config.json").exists():
-        raise SubjectError(
-            f"{name} holds neither a run ({CONFIG}), nor an adapter ({ADAPTER}), nor a model (config.json)"
-        )
+        told = f"neither a run ({CONFIG}), nor an adapter ({ADAPTER}), nor a model (config.json)"
+        raise SubjectError(f"{name} holds {told}")
     hub_id = name.count("/") == 1 and name[0] not in "./~" and not path.parent.is_dir()
     if not path.exists() and not hub_id:
         raise SubjectError(f"there is no {name} (from {Path.cwd()}); name a run directory, a model folder or a hub id")

@@ -9,7 +9,6 @@ from transformers import TrainerCallback, TrainerControl
 from preftune.config.errors import advice
 from preftune.health import rules
 from preftune.health.findings import Finding, Findings
-from preftune.health.rules import History
 from preftune.health.start import not_finite
 
 
@@ -18,12 +17,12 @@ class Monitor(TrainerCallback):
 
     def __init__(self, findings: Findings, limits: DictConfig):
         self.findings, self.limits = findings, limits
-        self.history: History | None = None
+        self.history: rules.History | None = None
         self.stopped_by: Finding | None = None
         self.rolled_back_to: str | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.history = History(state.max_steps, args.learning_rate)
+        self.history = rules.History(state.max_steps, args.learning_rate)
         for row in state.log_history:  # of a resumed run
             self._keep(row)
 

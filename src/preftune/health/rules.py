@@ -48,11 +48,14 @@ class History:
         return max(abs(each or 0.0) for each in sides)
 
 
-def above(name: str, limit: str) -> Callable:
-    """The mean of a metric over the last logged rows, in size, against a limit of conf/health."""
+def above(name: str, limit: str, beside: str = "") -> Callable:
+    """The mean of a metric over the last logged rows, in size, against a limit of conf/health.
+
+    With `beside` only where that is logged too: "reward" tells trainers that draw answers from KTO and its other "kl".
+    """
 
     def judge(history: History, limits: DictConfig) -> Judged:
-        value = history.mean(name, min(limits.window, 3))
+        value = history.mean(name, min(limits.window, 3)) if beside in ("", *history.train[-1]) else None
         return (value, limits[limit], "") if value is not None and abs(value) > limits[limit] else None
 
     return judge
@@ -101,10 +104,8 @@ def overfits(history: History, limits: DictConfig) -> Judged:
     train = history.mean(name, min(limits.window, 5))
     if train is None or len(held_out) < 2 or train < limits.overfit_accuracy:
         return None
-    best, now = max(held_out), held_out[-1]
-    return (
-        (best - now, limits.overfit_drop, f" ({best:.0%} to {now:.0%})") if best - now >= limits.overfit_drop else None
-    )
+    best, now, limit = max(held_out), held_out[-1], limits.overfit_drop
+    return (best - now, limit, f" ({best:.0%} to {now:.0%})") if best - now >= limit else None
 
 
 def one_label(history: History, limits: DictConfig) -> Judged:
@@ -147,15 +148,6 @@ def entropy_lost(history: History, limits: DictConfig) -> Judged:
     if not start or now is None or start < 0 or 1 - now / start <= limits.entropy_fall:
         return None
     return 1 - now / start, limits.entropy_fall, f" ({start:.2f} to {now:.2f} nats per token)"
-
-
-def drawn(name: str, limit: str) -> Callable:
-    """`above`, of trainers that draw their answers; KTO's "kl" is another quantity."""
-
-    def judge(history: History, limits: DictConfig) -> Judged:
-        return above(name, limit)(history, limits) if "reward" in history.train[-1] else None
-
-    return judge
 
 
 def lengths_drift(history: History, limits: DictConfig) -> Judged:
@@ -234,13 +226,13 @@ RULES = (  # code, what judges it, what it means, what to do
     ("entropy_collapse", entropy_lost,
      "The policy's entropy has fallen: it says one thing whatever it is asked.",
      "A lower train.learning_rate, a higher loss.beta, fewer epochs, more diverse prompts."),
-    ("kl_large", drawn("kl", "kl_max"),
+    ("kl_large", above("kl", "kl_max", "reward"),
      "Policy and reference have parted (nats per token, on drawn answers): what the reference knew is being lost.",
      "A higher loss.beta, a lower train.learning_rate, fewer steps."),
-    ("answers_cut", drawn("completions/clipped_ratio", "clipped_max"),
+    ("answers_cut", above("completions/clipped_ratio", "clipped_max", "reward"),
      "Most drawn answers are cut at loss.max_completion_length: fragments are rewarded, and an end is never learnt.",
      "A larger loss.max_completion_length, a reward for ending, or loss.mask_truncated_completions=true (loss=rloo)."),
-    ("rewards_alike", drawn("frac_reward_zero_std", "alike_max"),
+    ("rewards_alike", above("frac_reward_zero_std", "alike_max", "reward"),
      "The answers to most prompts are rewarded alike, so they teach nothing.",
      "More answers for each prompt (loss.num_generations), a reward with more steps, prompts that are neither too easy "
      "nor too hard, a better start (python -m recipes.sft)."),

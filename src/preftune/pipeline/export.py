@@ -12,11 +12,9 @@ import torch
 from omegaconf import OmegaConf
 
 from preftune.config.errors import UserError, advice
-from preftune.evaluate import agreement
-from preftune.evaluate.agreement import EXACT, HALF, Answers, Limit
+from preftune.evaluate.agreement import EXACT, HALF, Answers, Limit, answers, asked
 from preftune.evaluate.subjects import ADAPTER, Subject, base_model, find, on_device, use_cpu, weights
 from preftune.models import adapters, load
-from preftune.models.adapters import with_adapter
 from preftune.models.tokenizer import PROBE, carry, stop_tokens, token_ids
 from preftune.report import model_card
 
@@ -100,14 +98,14 @@ class Check:
     """Whether each form of an export answers as the model that was trained; `lines` say it."""
 
     def __init__(self, subject: Subject):
-        self.subject, self.prompts, self.lines = subject, agreement.asked(subject), []
+        self.subject, self.prompts, self.lines = subject, asked(subject), []
         self.seen: dict[str, Answers] = {}
 
     def ask(self, name: str, model: torch.nn.Module, tokenizer: object, limit: Limit | None) -> None:
         """Note what a form says. Raises ExportError where it is further from the trained model than `limit` allows."""
         trained = self.seen.get("trained")
         with advice("check of the export"):
-            self.seen[name] = agreement.answers(model, tokenizer, self.prompts, trained)
+            self.seen[name] = answers(model, tokenizer, self.prompts, trained)
         if trained is None or name not in self.seen:
             return
         found = self.seen[name]
@@ -161,7 +159,7 @@ def merged(subject: Subject, base: str) -> torch.nn.Module:
     if not subject.adapter:
         return weights(subject)
     lora = subject.lora if base == "trained" else OmegaConf.create({})
-    return on_device(with_adapter(load.load_model(subject.base, lora, use_cpu()), subject.weights))
+    return on_device(adapters.with_adapter(load.load_model(subject.base, lora, use_cpu()), subject.weights))
 
 
 def save_adapter(subject: Subject, folder: Path, check: Check) -> str:

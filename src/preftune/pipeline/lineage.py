@@ -43,10 +43,7 @@ def artifact(path: str | Path) -> Artifact:
 
 def together(parts: Iterable[str]) -> str:
     """One hash of several strings."""
-    state = xxhash.xxh3_128()
-    for part in parts:
-        state.update(part.encode() + b"\0")
-    return state.hexdigest()
+    return xxhash.xxh3_128_hexdigest("".join(f"{part}\0" for part in parts).encode())
 
 
 def inputs(cfg: DictConfig, parent: Artifact) -> dict[str, object]:

@@ -25,7 +25,6 @@ from preftune.evaluate import generation
 from preftune.evaluate.scoring import Scorer, ScoringError, scorer
 from preftune.models.load import load_model, load_tokenizer, quiet
 from preftune.pipeline import lineage
-from preftune.pipeline.lineage import Artifact, content
 from preftune.pipeline.stages import Progress, model_at_hand, model_section, needed, trained
 from preftune.runs.work import Work
 from preftune.trainers.build import load_data
@@ -96,7 +95,7 @@ def sample(progress: Progress, data: Data, tokenizer: PreTrainedTokenizerBase, n
         write_rows(folder / ANSWERS, rows)
         write_rows(folder / PAIRS, pairs)
         write_json(folder / SCORES, found)
-        lineage.record(folder, made_of, Artifact(str(folder), content(str(folder / PAIRS))))
+        lineage.record(folder, made_of, lineage.Artifact(str(folder), lineage.content(str(folder / PAIRS))))
     return found
 
 
@@ -137,9 +136,8 @@ def drawn(
 ) -> list[list[str]]:
     """`settings.answers` answers to each prompt, drawn from the run's seed and this number."""
     asked = [prompt for prompt in prompts for _ in range(settings.answers)]
-    rows = generation.sampled(
-        model, tokenizer, asked, settings.max_new_tokens, bool(cfg.hardware.bf16), cfg.train.seed + number
-    )
+    bf16, seed = bool(cfg.hardware.bf16), cfg.train.seed + number
+    rows = generation.sampled(model, tokenizer, asked, settings.max_new_tokens, bf16, seed)
     texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for _, ids in rows]
     return [texts[start : start + settings.answers] for start in range(0, len(texts), settings.answers)]
 

@@ -13,7 +13,6 @@ from preftune.evaluate import evaluation
 from preftune.evaluate.snapshots import combine
 from preftune.models.load import quiet
 from preftune.pipeline import export, lineage
-from preftune.pipeline.lineage import Artifact
 from preftune.pipeline.rounds import trained_in_rounds
 from preftune.pipeline.stages import PREFERENCE, PipelineError, Progress, defaults, needed, trained
 from preftune.pipeline.ways import branch, compared, halved
@@ -83,7 +82,7 @@ def evaluated(progress: Progress, name: str) -> None:
     output.mkdir(exist_ok=True)
     own = {"models": [str(progress.run / list(progress.summaries)[-1])], "output": str(output / "evaluation.json")}
     print(evaluation.run(OmegaConf.merge(defaults("evaluate"), asked, own)))
-    lineage.record(output, made_of, Artifact(str(output), checkpoints.digest(output / "evaluation.json")))
+    lineage.record(output, made_of, lineage.Artifact(str(output), checkpoints.digest(output / "evaluation.json")))
 
 
 def headline(path: Path, start: str, shown: list[dict]) -> dict:

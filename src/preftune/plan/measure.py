@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from preftune.config.stages import SELECTIVE
+from preftune.fastpath.applies import backbone
 from preftune.fastpath.checkpointing import keep_products
 from preftune.models.load import class_of, peft_config
 
@@ -68,10 +69,6 @@ def _grouped(a, b, *_, out_shape=None, **__):  # the experts' product: (tokens, 
     return 2 * a[0] * a[-1] * b[-1] if len(a) == 2 and len(b) == 3 else 2 * a[0] * a[1] * b[-1]
 
 
-def _fused(q, k, v, *_, out_shape=None, **__):
-    return sdpa_flop_count(q, k, v)
-
-
 def _fused_backward(_, q, k, v, *__, out_shape=None, **___):
     return 2.5 * sdpa_flop_count(q, k, v)
 
@@ -79,7 +76,7 @@ def _fused_backward(_, q, k, v, *__, out_shape=None, **___):
 logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # it logs what is raised as well
 COUNTED = {  # what PyTorch's own counter leaves out
     torch.ops.aten._grouped_mm: _grouped,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _fused,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _fused_backward,
 }
 
@@ -179,15 +176,6 @@ def meta_model(
         return get_peft_model(model, peft_config(json.loads(adapter), model)) if adapter else model
 
 
-def backbone(model: torch.nn.Module) -> PreTrainedModel:
-    """The text model without its head, of a plain model or of PEFT's."""
-    whole = model.get_base_model() if hasattr(model, "peft_config") else model
-    try:
-        return whole.get_decoder() or whole.base_model
-    except (AttributeError, NotImplementedError):
-        return whole.base_model
-
-
 def shortened(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
     """The same configuration with fewer layers, its lists of one entry per layer cut to fit."""
     short = copy.deepcopy(config)
@@ -232,12 +220,9 @@ def _step(config: PreTrainedConfig, layers: int, setting: Setting) -> dict[str, 
 def _prepare(model: PreTrainedModel, setting: Setting) -> PreTrainedModel:
     """Make `model`'s weights fake and set it to train as the run will. Returns its backbone."""
     _fake(model, setting)
-    base = backbone(model)
-    for parameter in base.get_input_embeddings().parameters():  # counted with the head
-        parameter.requires_grad_(False)
-    base.get_input_embeddings().register_forward_hook(
-        lambda module, given, out: out if out.requires_grad else out.requires_grad_()
-    )
+    base = backbone(model.get_base_model() if setting.adapter else model)
+    embedding = base.get_input_embeddings().requires_grad_(False)  # counted with the head
+    embedding.register_forward_hook(lambda module, given, out: out if out.requires_grad else out.requires_grad_())
     model.train()
     if setting.checkpointing == SELECTIVE:
         keep_products(model)

@@ -44,7 +44,9 @@ def fullest(run: Training, batch: Batch) -> tuple[str, Parts]:
     if not run.on_gpu:  # Adam's loop over parameters; on GPUs it is fused, or allowed for in CONTEXT
         moments["optimizer step"] = {"activations": 2 * run.size.head * BYTES[run.dtype] if full else 0}
     if run.reference == "cached":
-        scored = head(run, reference_batch(run, batch), learning=False)
+        tokens = max(run.reference_tokens(batch), batch.columns)  # as much of this batch's kind as the budget takes
+        share = min(batch.scored / max(batch.tokens, 1), 1.0)
+        scored = head(run, Batch(1, tokens, 0, round(tokens * share)), learning=False)
         moments["reference pass"] = {"activations": feet.scoring, "logits": scored, "gradients": 0, "optimizer": 0}
     moment, parts = max(((name, held | own) for name, own in moments.items()), key=lambda each: sum(each[1].values()))
     return moment, parts if run.on_gpu else parts | {"other": STAYS + min(HOLES * parts["activations"], MOST_HOLES)}
@@ -97,12 +99,6 @@ def per_device(run: Training, held: Parts) -> Parts:
     if "weights" in SHARDS[kind]:
         held["weights"] += 2 * gathered / run.layers
     return held
-
-
-def reference_batch(run: Training, batch: Batch) -> Batch:
-    """A batch of the reference pass: as much of the largest batch's kind as its token budget takes."""
-    tokens = max(run.reference_tokens(batch), batch.columns)
-    return Batch(1, tokens, 0, round(tokens * min(batch.scored / max(batch.tokens, 1), 1.0)))
 
 
 def head(run: Training, batch: Batch, learning: bool = True) -> float:

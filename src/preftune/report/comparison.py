@@ -14,8 +14,7 @@ from statistics import fmean, stdev
 from typing import NamedTuple
 
 from preftune.evaluate.statistics import interval
-from preftune.report import record
-from preftune.report.record import Record, ReportError, accuracy_name, finite, pairs, runs_in
+from preftune.report.record import Record, ReportError, accuracy_name, finite, pairs, read, runs_in
 from preftune.report.verdict import BAD, GOOD, verdict
 
 KL, LOG_RATIO = "kl/per_token", "mean |log-ratio| per token"
@@ -112,7 +111,7 @@ class Comparison:
 
 def compare(folders: list[Path]) -> Comparison:
     """The comparison of run directories, or of folders of runs (a sweep). Raises ReportError naming a malformed one."""
-    records = [record.read(run) for folder in folders for run in runs_in(Path(folder))]
+    records = [read(run) for folder in folders for run in runs_in(Path(folder))]
     if len(records) < 2:
         raise ReportError(f"{', '.join(map(str, folders))}: one run; name two or more to compare")
     finished = [each for each in records if len(each.last_stage.snapshots) > 1]

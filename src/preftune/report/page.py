@@ -1,6 +1,7 @@
 """The page of one run, or of a pipeline with all its stages: one HTML file that needs nothing beside it."""
 
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -9,7 +10,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from preftune.evaluate.statistics import interval, percent
 from preftune.report import panels, record, terminal
 from preftune.report.curves import Curve, Plot
-from preftune.report.panels import Panel, findings_on, thresholds
 from preftune.report.record import Record, accuracy_name, finite, short
 from preftune.report.verdict import of_stage, verdict
 
@@ -28,12 +28,8 @@ def shown(value: object) -> str:
     return short(value) or str("–" if value is None else value)
 
 
-def as_yaml(values: dict) -> str:
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=False)
-
-
 TEMPLATES.filters |= {"shown": shown, "percent": percent, "interval": interval, "finite": finite}
-TEMPLATES.filters |= {"thousands": "{:,}".format, "yaml": as_yaml}
+TEMPLATES.filters |= {"thousands": "{:,}".format, "yaml": partial(yaml.safe_dump, sort_keys=False, allow_unicode=True)}
 
 
 def render(template: str, **values: object) -> str:
@@ -89,7 +85,7 @@ def stage_values(stage: Record) -> dict:
     return {
         "run": stage,
         "judged": of_stage(stage),
-        "plots": [plot_of(panel, findings_on(panel, shown, stage.findings or []), stage) for panel in shown],
+        "plots": [plot_of(panel, panels.findings_on(panel, shown, stage.findings or []), stage) for panel in shown],
         "rows": terminal.rows(stage.snapshots),
         "accuracy": accuracy_name(stage.last_snapshot),
         "speed": speed(plan, stage.speed()),
@@ -97,7 +93,7 @@ def stage_values(stage: Record) -> dict:
     }
 
 
-def plot_of(panel: Panel, marks: list[tuple[int, int]], stage: Record) -> Plot:
+def plot_of(panel: panels.Panel, marks: list[tuple[int, int]], stage: Record) -> Plot:
     """A panel's curves of a run: train solid, held-out sets dashed, with thresholds and the marks of findings."""
     curves, others = [], stage.group("data").get("eval_sets") or ()
     parts = [("", "train"), ("eval_", "held-out"), *((f"eval_{name}_", f"held-out {name}") for name in others)]
@@ -107,7 +103,7 @@ def plot_of(panel: Panel, marks: list[tuple[int, int]], stage: Record) -> Plot:
                 name = f"{label}, {part}" if len(panel.lines) > 1 else part
                 colour = colour if place < 2 else "def"[place % 3]
                 curves.append(Curve(name, values, colour, dashed=place > 0))
-    return Plot(panel.title, curves, thresholds(panel, stage), marks, panel.limits)
+    return Plot(panel.title, curves, panels.thresholds(panel, stage), marks, panel.limits)
 
 
 def speed(plan: dict, measured: dict) -> list[tuple[str, str | None, str | None]]:

@@ -9,6 +9,7 @@ from rich.table import Column, Table
 
 from preftune.report.record import finite
 
+FILES = ("model", "preference/model", "summary.json", "metrics.jsonl")
 ROWS = {  # key of an evaluation: its name in the table, and its format
     "perplexity": ("perplexity of chosen answers", ".2f"),
     "logp_accuracy": ("accuracy by log-prob per token", ".1%"),
@@ -39,13 +40,9 @@ def table(summary: dict, run: Path) -> str:
                 console.print(grid)
         if "accuracy_ci" in summary:
             low, high = summary["accuracy_ci"]
-            console.print(
-                f"Held-out accuracy of the reward model {summary['accuracy_after']:.1%} ({low:.1%} to {high:.1%}, "
-                f"{summary['pairs']} pairs)"
-            )
-        files = [
-            path for path in ("model", "preference/model", "summary.json", "metrics.jsonl") if (run / path).exists()
-        ]
+            told = f"{summary['accuracy_after']:.1%} ({low:.1%} to {high:.1%}, {summary['pairs']} pairs)"
+            console.print(f"Held-out accuracy of the reward model {told}")
+        files = [path for path in FILES if (run / path).exists()]
         lines = [f"Run   {run}: {' · '.join(files)}"]
         if tracked := sorted(run.glob("**/wandb/*run-*"), key=lambda path: path.stat().st_mtime):
             lines.append(f"Look  wandb leet {quote(str(tracked[-1]))}   (in the terminal)")
