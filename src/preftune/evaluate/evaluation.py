@@ -25,7 +25,7 @@ from preftune.evaluate.judge import Answered, ByScore, Judge, RewardModel, win_r
 from preftune.evaluate.kept import Scorer
 from preftune.evaluate.pairs import PairScores, implicit_rewards
 from preftune.evaluate.statistics import at_equal_length, interval
-from preftune.evaluate.subjects import Loaded, Subject, find
+from preftune.evaluate.subjects import Subject, find
 from preftune.models.load import quiet
 
 FORMATS = ("table", "json")
@@ -116,14 +116,18 @@ def row(subject: Subject, teacher: Subject, cfg: DictConfig, decide: Judge | Non
     if against not in seen:
         with loaded.reference() as other:
             seen[against] = measured(other, loaded.tokenizer, data, cfg, bf16)
-    reference = seen[against]
+    reference, drift = seen[against], dict.fromkeys(("kl", "kl_error", "kl_per_token", "kl_tokens"))
+    if cfg.kl_prompts:
+        prompts = generation.prompts(data.pairs, cfg.kl_prompts)
+        drawn = generation.sampled(loaded.model, loaded.tokenizer, prompts, cfg.max_new_tokens, bf16, cfg.seed)
+        drift = generation.divergence(loaded.model, loaded.reference, drawn, bf16)
     answered = list(zip(data.prompts, policy.answers, reference.answers, strict=True))
     return {
         "model": subject.name,
         "reference": cfg.reference or subject.start.path,
         "beta": beta,
         **preferences(policy.scores, reference.scores, beta),
-        **drift(loaded, data, cfg, bf16),
+        **drift,
         "perplexity": policy.perplexity,
         "reference_perplexity": reference.perplexity,
         **judged(answered, cfg, decide, loaded.tokenizer),
@@ -216,15 +220,6 @@ def preferences(policy: PairScores, reference: PairScores, beta: float) -> dict:
         "logratio_rejected_per_token": (rejected.sum() / policy.rejected_tokens.sum()).item(),
         "by_length": rewards["by_length"],
     }
-
-
-def drift(loaded: Loaded, data: HeldOut, cfg: DictConfig, bf16: bool) -> dict:
-    """KL(policy ‖ reference) by sampling, in nats; null where no prompts are wanted for it."""
-    if not cfg.kl_prompts:
-        return {"kl": None, "kl_error": None, "kl_per_token": None, "kl_tokens": None}
-    prompts = generation.prompts(data.pairs, cfg.kl_prompts)
-    drawn = generation.sampled(loaded.model, loaded.tokenizer, prompts, cfg.max_new_tokens, bf16, cfg.seed)
-    return generation.divergence(loaded.model, loaded.reference, drawn, bf16)
 
 
 def judged(answered: Answered, cfg: DictConfig, decide: Judge | None, tokenizer: PreTrainedTokenizerBase) -> dict:

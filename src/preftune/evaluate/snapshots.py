@@ -1,6 +1,5 @@
 """What a run changed: snapshots of the model before and after, and the summary that is made of them."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from omegaconf import DictConfig
@@ -31,9 +30,11 @@ def take_snapshot(name: str, trainer: Trainer, data: Data, cfg: DictConfig) -> S
     # where the fast forward trains, it scores
     lend: Lend = "head" if getattr(trainer, "form", None) is None else "none"
     prompts = generation.prompts(data.eval_pairs, cfg.samples)
+    # what the trainer's own evaluation has found, if it was of the weights as they are now
+    just_evaluated = {} if trainer.args.load_best_model_at_end else getattr(trainer, "evaluated", {})
     with sharding.whole(trainer.model):
         scorer = Scorer(tokenizer, cfg.train.max_length, bf16, lend, cfg.fastpath.reference_cache)
-        scores = scorer.score(trainer.model, data.eval_pairs, just_evaluated(trainer))
+        scores = scorer.score(trainer.model, data.eval_pairs, just_evaluated)
         texts = generation.answers(trainer.model, tokenizer, prompts, bf16=bf16)
     return Snapshot(name, scores, {prompt[-1]["content"]: text for prompt, text in zip(prompts, texts, strict=True)})
 
@@ -71,11 +72,6 @@ def summarize(trainer: Trainer, snapshots: list[Snapshot | None], held_out: dict
         "margin_after": rows[1].get("reward_margin"),
         "samples": [{"prompt": p, "before": a, "after": last.answers[p]} for p, a in first.answers.items()],
     }
-
-
-def just_evaluated(trainer: Trainer) -> Mapping[bytes, float]:
-    """The log-probs of held-out completions that the trainer's own evaluation found for the weights as they are now."""
-    return {} if trainer.args.load_best_model_at_end else getattr(trainer, "evaluated", {})
 
 
 def last_evaluation(trainer: Trainer) -> dict:

@@ -98,7 +98,7 @@ def find(name: str) -> Subject:
     if name.startswith(embedded.SCHEME):
         return Subject(name, name, base_model(name), adapter=False)
     if (path / CONFIG).exists():
-        stage = last_stage(path)
+        stage = ([path] if (path / MANIFEST).exists() else stages(path) or [path])[-1]
         return of_run(name, stage, stage / "model")
     if path.is_dir() and (path.parent / CONFIG).exists() and holds_weights(path):
         return of_run(name, path.parent, path)
@@ -122,11 +122,6 @@ def of_run(name: str, run: Path, weights: Path) -> Subject:
     start = OmegaConf.merge(base_model(cfg.model.path), cfg.model)
     start.path = moved_with(run, start.path)
     return Subject(name, str(weights), start, (weights / ADAPTER).exists(), run, cfg)
-
-
-def last_stage(run: Path) -> Path:
-    """The run itself, or of a pipeline the training stage that was begun last."""
-    return ([run] if (run / MANIFEST).exists() else stages(run) or [run])[-1]
 
 
 def stages(run: Path) -> list[Path]:

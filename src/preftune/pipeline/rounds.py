@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from datasets import Dataset
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
@@ -76,8 +75,8 @@ def sample(progress: Progress, data: Data, tokenizer: PreTrainedTokenizerBase, n
         return json.loads((folder / SCORES).read_text(encoding="utf-8"))
     score = scorer(settings, "pipeline.rounds")
     model = load_model(OmegaConf.create(model_section(progress)), OmegaConf.create({}), cfg.hardware.use_cpu)
-    prompts, started = unique(data.train)[: settings.prompts], time.time()
-    work = Work()
+    each_once = {json.dumps([prompt, prompt.options]): prompt for prompt in generation.prompts(data.train)}
+    prompts, started, work = list(each_once.values())[: settings.prompts], time.time(), Work()
     with work if cfg.flop_budget else contextlib.nullcontext():
         rows = scored(prompts, drawn(model, tokenizer, prompts, settings, cfg, number), score)
     pairs = best_pairs(rows, settings)
@@ -163,11 +162,6 @@ def nothing_to_learn(what: str, section: str) -> ScoringError:
         f"{what}: no two answers to one prompt differ in score and are of similar length, so there is nothing to "
         f"learn from; raise {section}.answers or {section}.length_ratio"
     )
-
-
-def unique(rows: Dataset) -> list[generation.Prompt]:
-    """The prompts of a set, each once, in its order."""
-    return list({json.dumps([prompt, prompt.options]): prompt for prompt in generation.prompts(rows)}.values())
 
 
 def best_against_worst(row: dict, length_ratio: float) -> dict | None:

@@ -72,7 +72,8 @@ def trained(progress: Progress, name: str, **changes: object) -> None:
     wait_for_all()  # for the data that rank 0 may have written for it
     made_of = lineage.inputs(cfg, progress.model)
     looks_back = not looked_at_by_next(progress, name)
-    if looks_back and unseen(folder) and lineage.stage_status(folder, made_of)[0] == "kept":
+    kept = lineage.stage_status(folder, made_of)[0] == "kept"
+    if looks_back and kept and len(record.read(folder).snapshots) == 1:
         print(f"{name}: no stage follows that measured its result, so it is done now")
         wait_for_all()
         if main_process():
@@ -96,12 +97,6 @@ def trained(progress: Progress, name: str, **changes: object) -> None:
         wait_for_all()
     progress.summaries[name] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     progress.result = folder / "model"
-
-
-def unseen(folder: Path) -> bool:
-    """Whether a finished stage left the look at its result to the one after it."""
-    path = folder / "summary.json"
-    return path.exists() and len(json.loads(path.read_text(encoding="utf-8")).get("snapshots") or []) == 1
 
 
 def looked_at_by_next(progress: Progress, name: str) -> bool:
