@@ -51,7 +51,7 @@ def equal(first: PairScores, second: PairScores) -> None:
 def test_the_same_weights_are_scored_once_whatever_holds_them(tiny, scored, tmp_path):
     model, tokenizer, rows = tiny
     scorer = Scorer(tokenizer, 256, False, root=str(tmp_path))
-    fresh = pairs.score(model, tokenizer, rows, 256, bf16=False)
+    fresh = Scorer(tokenizer, 256, False, keeps=False).score(model, rows)
     for expected in (4, 1):  # the second time one pair, as a proof
         equal(scorer.score(model, rows), fresh)
         assert scored[-1] == expected
@@ -94,12 +94,12 @@ def test_an_adapter_that_may_differ_from_its_base_at_once_is_itself(tiny, change
 
 def test_numbers_that_are_not_the_models_are_not_believed(tiny, scored, tmp_path):
     model, tokenizer, rows = tiny
-    sides = [pairs.sequences(row, 256) for row in pairs.tokenized(rows, pairs.PAIRS, tokenizer)]
+    sides = [kept.sequences(row, 256) for row in kept.tokenized(rows, kept.PAIRS, tokenizer)]
     wrong = {kept.row_key(ids, start): -1.0 for row in sides for ids, start in row}
     scorer = Scorer(tokenizer, 256, False, root=str(tmp_path))
     found = scorer.score(model, rows, just_now=wrong)
-    equal(found, pairs.score(model, tokenizer, rows, 256, bf16=False))
     assert scored == [1, 4]
+    equal(found, Scorer(tokenizer, 256, False, keeps=False).score(model, rows))
     equal(scorer.score(model, rows), found)
 
 
@@ -121,7 +121,7 @@ def test_what_a_run_says_of_its_result_is_what_the_saved_model_says(composed, re
     kind = AutoPeftModelForCausalLM if adapter == "lora" else AutoModelForCausalLM
     model, tokenizer = (each.from_pretrained(f"{cfg.output_dir}/model") for each in (kind, AutoTokenizer))
     held = load(cfg.data, view=cfg.loss.view, tokenizer=tokenizer, max_length=1024, seed=cfg.train.seed).eval_pairs
-    fresh = pairs.score(model, tokenizer, held, 1024, bf16=False).summary()
+    fresh = Scorer(tokenizer, 1024, False, keeps=False).score(model, held).summary()
     for name in ("perplexity", "logps_chosen", "logps_rejected"):
         assert told[1][name] == pytest.approx(fresh[name], rel=1e-5)
         assert told[0][name] != pytest.approx(fresh[name], rel=1e-4)

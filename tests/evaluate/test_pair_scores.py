@@ -4,7 +4,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from preftune.evaluate import pairs
-from preftune.evaluate.pairs import PairScores, implicit_rewards, score
+from preftune.evaluate.kept import Scorer
+from preftune.evaluate.pairs import PairScores, implicit_rewards
 from preftune.models import embedded
 
 POLICY = PairScores(
@@ -56,11 +57,12 @@ def loaded_tiny():
 
 def test_scores_by_the_fast_forward_are_those_of_trls_own(loaded_tiny, monkeypatch):
     model, tokenizer, rows = loaded_tiny
-    fast = score(model, tokenizer, rows, 256, bf16=False)
+    scorer = Scorer(tokenizer, 256, bf16=False, keeps=False)
+    fast = scorer.score(model, rows)
     assert "forward" not in vars(model)  # what was lent is taken back
     run = model.tokens_run[1]
     monkeypatch.setattr(pairs, "install_for_scoring", lambda *given: None)
-    plain = score(model, tokenizer, rows, 256, bf16=False)
+    plain = scorer.score(model, rows)
     assert run > 0
     for name in ("chosen", "rejected", "chosen_tokens", "rejected_tokens"):
         assert torch.allclose(getattr(fast, name), getattr(plain, name), atol=1e-3), name

@@ -23,7 +23,7 @@ NOTHING: Mapping[bytes, float] = {}
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores pairs as `pairs.score` does, but those that are known already: of the same weights, from `root`.
+    """Scores rows of message lists (prompt, chosen, rejected), but those that `root` knows of the same weights.
 
     Several processes, among which weights may be shared out, keep nothing.
     """
@@ -31,8 +31,9 @@ class Scorer:
     tokenizer: PreTrainedTokenizerBase
     max_length: int | None
     bf16: bool
-    lend: Lend = "form"
+    lend: Lend = "form"  # see pairs.log_probs
     root: str | None = None  # the folder of the reference cache; None: its usual place
+    keeps: bool = True
 
     def score(self, model: torch.nn.Module, pairs: Dataset, just_now: Mapping[bytes, float] = NOTHING) -> PairScores:
         """The PairScores of `model`. `just_now` are log-probs by `row_key` that it is known to give as it is now.
@@ -42,7 +43,7 @@ class Scorer:
         rows = [sequences(row, self.max_length) for row in tokenized(pairs, PAIRS, self.tokenizer)]
         keys = [[row_key(*side) for side in row] for row in rows]
         store = None
-        if world_size() == 1:
+        if self.keeps and world_size() == 1:
             root = Path(self.root).expanduser() if self.root else default_root()
             store = ReferenceStore(root, *model_identity(model, "bf16" if self.bf16 else "no"))
         before = store.read() if store else {}

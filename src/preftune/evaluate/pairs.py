@@ -7,21 +7,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from torch.nn import Module
 from tqdm.auto import tqdm
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 from trl.trainer.utils import add_fused_lm_head
 
-from preftune.data.shapes import PAIRS
-from preftune.data.token_checks import sequences, tokenized
 from preftune.evaluate.statistics import at_equal_length
 from preftune.fastpath.forward import install_for_scoring
 
 BATCH = 8  # pairs
 
-Lend = Literal["form", "head", "none"]  # to a forward, while it scores: see `score`
+Lend = Literal["form", "head", "none"]  # to a forward, while it scores: see `log_probs`
 Row = tuple[list[int], int]  # token ids of prompt and answer, and where the answer begins
 
 
@@ -95,24 +92,15 @@ def implicit_rewards(policy: PairScores, reference: PairScores, beta: float) -> 
     }
 
 
-def score(
-    model: Module, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, max_length: int, bf16: bool, lend: Lend = "form"
-) -> PairScores:
-    """The PairScores of `model` on rows of message lists (prompt, chosen, rejected), cut to `max_length` tokens.
-
-    `lend`: what its forward is lent meanwhile: TRL's fused head and the fast forward (form), the head alone (head), or
-    nothing, as that of a trainer which has both (none).
-    """
-    sides = [sequences(row, max_length) for row in tokenized(pairs, PAIRS, tokenizer)]
-    sums, counts = log_probs(model, tokenizer, sides, bf16, lend)
-    return PairScores(*sums, *counts)
-
-
 @torch.no_grad()
 def log_probs(
     model: Module, tokenizer: PreTrainedTokenizerBase, sides: list[list[Row]], bf16: bool, lend: Lend = "form"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(sums in nats, tokens), each (k, n), of n rows with k answers each: two of a pair, one of a demonstration."""
+    """(sums in nats, tokens), each (k, n), of n rows with k answers each: two of a pair, one of a demonstration.
+
+    `lend`: what its forward is lent meanwhile: TRL's fused head and the fast forward (form), the head alone (head), or
+    nothing, as that of a trainer which has both (none).
+    """
     order = sorted(range(len(sides)), key=lambda i: sum(len(ids) for ids, _ in sides[i]))
     answers = len(sides[0])
     sums, counts = torch.zeros(2, answers, len(sides), dtype=torch.float64)
@@ -130,7 +118,7 @@ def log_probs(
 
 @contextlib.contextmanager
 def _evaluating(model: Module, lend: Lend) -> Iterator[None]:
-    """The model in evaluation mode, its forward lent what `lend` says, as in `score`."""
+    """The model in evaluation mode, its forward lent what `lend` says, as in `log_probs`."""
     head = model.get_base_model() if isinstance(model, PeftModel) else model
     before, training = vars(head).get("forward"), model.training
     if lend != "none":

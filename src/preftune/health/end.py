@@ -18,7 +18,8 @@ from trl.trainer.utils import use_adapter
 
 from preftune.config.errors import advice
 from preftune.config.processes import main_process
-from preftune.evaluate.pairs import PairScores, score
+from preftune.evaluate.kept import Scorer
+from preftune.evaluate.pairs import PairScores
 from preftune.health.findings import Finding, Findings, Proof
 from preftune.health.start import rounding
 from preftune.models import sharding
@@ -91,8 +92,8 @@ class EndProofs(TrainerCallback):
                 rows = self.pairs.select(range(min(PAIRS, len(self.pairs))))
                 length = getattr(trainer.args, "max_length", None)  # trainers that sample have none
                 fused = own and hasattr(trainer, "_metrics")  # TRL's online DPO fuses no head
-                lend = "none" if fused else "head"
-                return score(model, trainer.processing_class, rows, length, bool(trainer.args.bf16), lend)
+                tokenizer, bf16, lend = trainer.processing_class, bool(trainer.args.bf16), "none" if fused else "head"
+                return Scorer(tokenizer, length, bf16, lend, keeps=False).score(model, rows)
 
 
 def hashes(model: torch.nn.Module) -> dict[str, str]:
