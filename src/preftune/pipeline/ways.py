@@ -15,7 +15,6 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Column, Table
 
-from preftune.config.errors import UserError
 from preftune.config.files import write_json
 from preftune.config.processes import main_process
 from preftune.data.load import Data
@@ -25,7 +24,7 @@ from preftune.evaluate.judge import ByScore, RewardModel, Rule
 from preftune.evaluate.statistics import interval
 from preftune.models.load import load_model, load_tokenizer
 from preftune.pipeline.rounds import HELD_OUT, SCORES, drawn, trained_in_rounds, write_rows
-from preftune.pipeline.stages import Progress, defaults, trained, whole_model
+from preftune.pipeline.stages import PipelineError, Progress, defaults, trained, whole_model
 from preftune.report.page import render
 from preftune.report.record import write_text
 from preftune.runs.work import Work
@@ -45,10 +44,6 @@ COLUMNS = {  # of the table: what it is, and its format
 }
 
 
-class WaysError(UserError):
-    """What of pipeline.ways cannot be followed."""
-
-
 def halved(progress: Progress, name: str) -> None:
     """The `halves` stage: the training pairs in two files, by prompt in turn, and the held-out ones in a third."""
     data = pairs_of(progress)
@@ -61,11 +56,11 @@ def halved(progress: Progress, name: str) -> None:
 
 
 def pairs_of(progress: Progress) -> Data:
-    """The pairs of the whole pipeline. Raises WaysError where none are held out."""
+    """The pairs of the whole pipeline. Raises PipelineError where none are held out."""
     cfg = OmegaConf.merge(progress.cfg, {"loss": {"view": "paired"}})
     data = load_data(cfg, load_tokenizer(cfg.model))
     if data.eval_pairs is None:
-        raise WaysError("pipeline=rlhf_or_dpo compares on held-out pairs: data.eval_split or data.eval_fraction")
+        raise PipelineError("pipeline=rlhf_or_dpo compares on held-out pairs: data.eval_split or data.eval_fraction")
     return data
 
 
@@ -77,7 +72,7 @@ def branch(progress: Progress, name: str) -> None:
     charged = progress.summaries[settings.reward]["flop"] if name in settings.rewarded else 0.0
     budget = math.inf if name in (settings.reward, settings.judge) else float(settings.flop) - charged
     if budget <= 0:
-        raise WaysError(f"pipeline.ways.flop={float(settings.flop):g}: the reward model alone took more; raise it")
+        raise PipelineError(f"pipeline.ways.flop={float(settings.flop):g}: the reward model alone took more; raise it")
     cfg = OmegaConf.merge(progress.cfg, {"data": own, "flop_budget": budget})
     start = progress.run / settings.start / "model"
     within = replace(progress, cfg=cfg, summaries={}, result=start)
@@ -130,9 +125,9 @@ def under(name: str, scorer: ByScore, prompts: list, answers: list[str], theirs:
 
 
 def of_way(progress: Progress, way: str) -> list[str]:
-    """The training stages of a way, in order. Raises WaysError where it has not run."""
+    """The training stages of a way, in order. Raises PipelineError where it has not run."""
     if way != "rounds" and way not in progress.summaries:
-        raise WaysError(f"pipeline.ways.ways: {way} has not run; there are {', '.join(progress.summaries)}")
+        raise PipelineError(f"pipeline.ways.ways: {way} has not run; there are {', '.join(progress.summaries)}")
     return [way] if way != "rounds" else [name for name in progress.summaries if name.startswith("round-")]
 
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from preftune.data.messages import said
 from preftune.data.shapes import ANSWERS
-from preftune.data.token_checks import ids_of, options
+from preftune.data.token_checks import tokenized
 from preftune.data.views import KINDS
 from preftune.fastpath.packed import place
 
@@ -86,20 +86,13 @@ def _characters(train: Dataset, view: str) -> np.ndarray:
 
 def _lengths(rows: Dataset, view: str, tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
     if tokenizer is None:
-        told = [
-            [sum(len(said(message)) for message in row[name]) for name in ("prompt", *ANSWERS[KINDS[view]])]
-            for row in rows
-        ]
+        columns = ("prompt", *ANSWERS[KINDS[view]])
+        told = [[sum(len(said(message)) for message in row[name]) for name in columns] for row in rows]
         found = np.ceil(np.array(told) / CHARACTERS).astype(int)
         return found[:, 0] + TEMPLATE, found[:, 1:] + 2
-    columns = rows[:]
-    given = options(columns)
-    prompts = np.array([len(ids) for ids in ids_of(tokenizer, columns["prompt"], given, add_generation_prompt=True)])
-    answers = []
-    for name in ANSWERS[KINDS[view]]:
-        dialogues = [prompt + answer for prompt, answer in zip(columns["prompt"], columns[name], strict=True)]
-        answers.append([len(ids) for ids in ids_of(tokenizer, dialogues, given)] - prompts)
-    return prompts, np.maximum(np.stack(answers, axis=1), 1)
+    seen = tokenized(rows, KINDS[view], tokenizer)
+    found = np.array([[len(row.prompt), *map(len, row.answers.values())] for row in seen])
+    return found[:, 0], np.maximum(found[:, 1:], 1)
 
 
 def batch(prompt: np.ndarray, answers: np.ndarray, max_length: int, packed: bool, width: int, multiple: int) -> Batch:

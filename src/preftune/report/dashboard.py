@@ -55,15 +55,14 @@ def sections() -> dict[str, list]:
 
 def workspace(entity: str, project: str, name: str) -> ws.Workspace:
     """The whole dashboard, not saved yet. Runs are grouped by loss and β: a line is the mean of a group's runs."""
+    groups = [ws.Config("choices.loss"), ws.Config("loss.beta")]
     return ws.Workspace(
         entity=entity,
         project=project,
         name=name,
         sections=[ws.Section(name=title, panels=panels, is_open=True) for title, panels in sections().items()],
         settings=ws.WorkspaceSettings(x_axis=STEP),
-        runset_settings=ws.RunsetSettings(
-            groupby=[ws.Config("choices.loss"), ws.Config("loss.beta")], pinned_columns=COLUMNS
-        ),
+        runset_settings=ws.RunsetSettings(groupby=groups, pinned_columns=COLUMNS),
     )
 
 

@@ -91,10 +91,8 @@ def by_difference(figures: SetFigures) -> list[tuple[str, float, float]]:
     if len(difference) < 50:
         return []
     quarters = pd.qcut(np.abs(difference), 4, duplicates="drop")
-    by_size = pd.Series(difference > 0).groupby(quarters, observed=True)
-    return [
-        (f"… by {part.left:,.0f} to {part.right:,.0f} characters", right.mean(), right.sem()) for part, right in by_size
-    ]
+    by_size = pd.Series(difference > 0).groupby(quarters, observed=True).agg(["mean", "sem"])
+    return [(f"… by {part.left:,.0f} to {part.right:,.0f} characters", *row) for part, row in by_size.iterrows()]
 
 
 def lengths(seen: Data) -> list[tuple[str, dict[str, int], dict]]:
@@ -118,7 +116,7 @@ def histogram(values: np.ndarray, low: float, high: float, mark: float | None) -
     """Rows between two limits as shares of the fullest bin, and the place of a mark between them."""
     high = max(high, low + 1)
     counts, _ = np.histogram(np.clip(values, low, high), bins=BINS, range=(low, high))
-    shares = [round(float(count), 4) for count in counts / max(counts.max(), 1)]
+    shares = (counts / max(counts.max(), 1)).round(4).tolist()
     at = (mark - low) / (high - low) if mark is not None and low < mark < high else None
     return {"shares": shares, "low": round(low), "high": round(high), "mark": at}
 

@@ -99,9 +99,7 @@ def results(record: Record) -> list[str]:
         return ["The data has no held-out pairs, so the result was not measured."]
     first, last, told = record.snapshots[0], record.snapshots[-1], []
     if (accuracy := finite(last.get("reward_accuracy"))) is not None:
-        margin = finite(last.get("reward_margin"))
-        beside = "" if margin is None else f", margin {margin:.3g}"
-        told.append(f"Held-out accuracy {percent(accuracy, pairs(last))}{beside}.")
+        told.append(f"Held-out accuracy {percent(accuracy, pairs(last))}, margin {last['reward_margin']:.3g}.")
     logp, chosen = "Accuracy by log-prob per token", "Perplexity of the chosen answers"
     for key, name, form in (("logp_accuracy", logp, ".1%"), ("perplexity", chosen, ".2f")):
         before, after = finite(first.get(key)), finite(last.get(key))
