@@ -59,9 +59,3 @@ def test_stages_come_in_the_order_in_which_they_began(a_run):
     a_run("pipe/sft", manifest_json={"created": "2026-01-01T01:00:00"})
     seen = record.read(run)
     assert [stage.name for stage in seen.stages] == ["sft", "preference"] and seen.last_stage.name == "preference"
-
-
-def test_tokens_a_second_come_from_the_metrics(a_run):
-    run = a_run(rows=[{"step": 3, "seconds": 20, "train_runtime": 20.0, "num_tokens": 5000.0}])
-    measured = {"seconds": 75.0, "tokens": 5000.0, "tokens per second": 250.0, "peak memory, GB": None}
-    assert record.read(run).speed() == measured

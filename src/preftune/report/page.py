@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from preftune.evaluate.statistics import interval, percent
 from preftune.report import panels, record, terminal
 from preftune.report.curves import Curve, Plot
-from preftune.report.record import Record, accuracy_name, finite, short
+from preftune.report.record import Record, accuracy_name, finite, number, short
 from preftune.report.verdict import of_stage, verdict
 
 TEMPLATES = Environment(
@@ -75,21 +75,21 @@ def cards(seen: Record) -> dict[str, str | None]:
         "perplexity of chosen": short(snapshot.get("perplexity")),
         "steps": f"{last.last_step:,}",
         "time": str(timedelta(seconds=round(seconds))) if seconds else None,
-        "tokens per second": short(last.speed()["tokens per second"]),
+        "tokens per second": short(speed(last).get("tokens per second", (None, None))[1]),
     }
 
 
 def stage_values(stage: Record) -> dict:
     """What the template shows of one training run, beside the files of the run."""
-    shown, plan = panels.shown(stage), stage.summary.get("plan") or {}
+    shown = panels.shown(stage)
     return {
         "run": stage,
         "judged": of_stage(stage),
         "plots": [plot_of(panel, panels.findings_on(panel, shown, stage.findings or []), stage) for panel in shown],
         "rows": terminal.rows(stage.snapshots),
         "accuracy": accuracy_name(stage.last_snapshot),
-        "speed": speed(plan, stage.speed()),
-        "memory": plan.get("memory_gb", {}),
+        "speed": speed(stage),
+        "memory": (stage.summary.get("plan") or {}).get("memory_gb", {}),
     }
 
 
@@ -106,11 +106,19 @@ def plot_of(panel: panels.Panel, marks: list[tuple[int, int]], stage: Record) ->
     return Plot(panel.title, curves, panels.thresholds(panel, stage), marks, panel.limits)
 
 
-def speed(plan: dict, measured: dict) -> list[tuple[str, str | None, str | None]]:
-    """(name, planned, measured) of time and memory, as far as one of the two is known."""
-    planned = {}
-    if plan:
-        planned = {"seconds": plan["seconds"], "tokens": plan["tokens"], "peak memory, GB": plan["memory_gb"]["total"]}
-        planned["tokens per second"] = plan["tokens"] / plan["seconds"] if plan["seconds"] else None
-    rows = [(name, short(planned.get(name)), short(value)) for name, value in measured.items()]
-    return [row for row in rows if row[1] or row[2]]
+def speed(stage: Record) -> dict[str, tuple[float | None, float | None]]:
+    """{name: (planned, measured)} of time and memory, as far as one of the two is known."""
+    plan = stage.summary.get("plan") or {}
+    last = next((row for row in reversed(stage.rows) if "train_runtime" in row), {})
+    seconds, tokens = plan.get("seconds"), plan.get("tokens")
+    runtime, counted = number(last.get("train_runtime")), number(last.get("num_tokens"))
+    found = {
+        "seconds": (seconds, stage.summary.get("seconds")),
+        "tokens": (tokens, counted),
+        "tokens per second": (
+            tokens / seconds if seconds else None,
+            counted / runtime if counted and runtime else None,
+        ),
+        "peak memory, GB": (plan.get("memory_gb", {}).get("total"), stage.summary.get("peak_memory_gb")),
+    }
+    return {name: both for name, both in found.items() if both != (None, None)}

@@ -86,17 +86,6 @@ class Record:
                 values[int(row["step"])] = value
         return dict(sorted(values.items()))
 
-    def speed(self) -> dict[str, float | None]:
-        """What was measured, by the names that the page gives it; None where it is not known."""
-        last = next((row for row in reversed(self.rows) if "train_runtime" in row), {})
-        runtime, tokens = number(last.get("train_runtime")), number(last.get("num_tokens"))
-        return {
-            "seconds": self.summary.get("seconds"),
-            "tokens": tokens,
-            "tokens per second": tokens / runtime if runtime and tokens else None,
-            "peak memory, GB": self.summary.get("peak_memory_gb"),
-        }
-
 
 def number(value: object) -> float | None:
     """A float, NaN and infinity among them (as a number, or as Python's json writes and str() prints them); or None."""
