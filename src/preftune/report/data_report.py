@@ -10,7 +10,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
-from preftune.config.files import write_text
+from preftune.config.files import write_json, write_text
 from preftune.data.findings import DataError, Findings
 from preftune.data.kinds import ERROR
 from preftune.data.label_noise import FOLDS, reading, swap_probabilities, write_suspects
@@ -53,10 +53,6 @@ def as_dict(seen: Data) -> dict:
         "findings": [dataclasses.asdict(finding) for finding in seen.findings],
         "errors": sum(finding.severity == ERROR for finding in seen.findings),
     }
-
-
-def as_json(seen: Data) -> str:
-    return json.dumps(as_dict(seen), indent=2, ensure_ascii=False)
 
 
 def as_text(seen: Data) -> str:
@@ -121,7 +117,7 @@ def histogram(values: np.ndarray, low: float, high: float, mark: float | None) -
     return {"shares": shares, "low": round(low), "high": round(high), "mark": at}
 
 
-PRINTED = {"text": as_text, "json": as_json}
+PRINTED = {"text": as_text, "json": lambda seen: json.dumps(as_dict(seen), indent=2, ensure_ascii=False)}
 
 
 def review(cfg: DictConfig) -> int:
@@ -141,7 +137,7 @@ def review(cfg: DictConfig) -> int:
     if cfg.suspects:
         rank_suspects(cfg, seen, tokenizer, folder / "suspects.jsonl")
     write_text(folder / "report.html", html(seen))
-    write_text(folder / "findings.json", as_json(seen) + "\n")
+    write_json(folder / "findings.json", as_dict(seen))
     print(PRINTED[cfg.format](seen))
     print(f"page: {folder / 'report.html'}", file=sys.stderr)
     return 1 if any(finding.severity == ERROR for finding in seen.findings) else 0
