@@ -38,8 +38,7 @@ def export(run: str, output: str, dtype: str | None, base: str, to: Sequence[str
     `to`: "merged" is the whole model, "ollama" the same with a Modelfile, "adapter" the adapter in `output`/adapter.
     `dtype` of the saved weights, null: as the run loaded them. `base`: "trained" merges a QLoRA adapter into the 4-bit
     weights that it was trained over, dequantized: an adapter makes up for what rounding did to these, so that over the
-    full-precision ones ("original") the logits are others. The folder is written beside its place under a temporary
-    name and moved into it, and nothing is overwritten.
+    full-precision ones ("original") the logits are others. Nothing is overwritten.
     Raises ExportError, also where what was saved answers otherwise than the run, SubjectError and ModelError.
     """
     load.quiet()

@@ -83,12 +83,6 @@ class Plot:
                 told.append(f"{curve.label}: not a finite number at step {steps[0]}{more}")
         return told
 
-    @property
-    def spoken(self) -> str:
-        """The plot for those who cannot see it."""
-        ends = [f"{c.label} from {c.finite[0]:.3g} to {c.finite[-1]:.3g}" for c in self.curves if c.finite]
-        return f"{self.title}: {'; '.join(ends) or 'no finite value'}"
-
     def svg(self) -> Markup:
         """The plot as an SVG element."""
         with matplotlib.rc_context(STYLE):
@@ -107,7 +101,8 @@ class Plot:
             draw_marks(axes, self)
             buffer = io.StringIO()
             drawing.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-        return inline(buffer.getvalue(), self.spoken)
+        ends = [f"{c.label} from {c.finite[0]:.3g} to {c.finite[-1]:.3g}" for c in self.curves if c.finite]
+        return inline(buffer.getvalue(), spoken=f"{self.title}: {'; '.join(ends) or 'no finite value'}")
 
 
 def draw_curve(axes: Axes, curve: Curve) -> None:
