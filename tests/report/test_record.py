@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from preftune.report import record
+from preftune.report import page, record
 from preftune.report.record import ReportError
 
 
@@ -59,3 +59,13 @@ def test_stages_come_in_the_order_in_which_they_began(a_run):
     a_run("pipe/sft", manifest_json={"created": "2026-01-01T01:00:00"})
     seen = record.read(run)
     assert [stage.name for stage in seen.stages] == ["sft", "preference"] and seen.last_stage.name == "preference"
+
+
+def test_a_run_of_an_older_version_is_read(a_run):
+    """Whose summary says `looks` and whose gate says `strange_chosen`."""
+    before, after = ({"perplexity": value, "logp_accuracy": 0.5, "by_length": []} for value in (4.0, 3.0))
+    strange = [{"prompt": "Why?", "chosen": "So.", "logps_per_token": -9.1}]
+    gate = {"perplexity": 4.0, "passed": True, "pairs": 8, "strange_chosen": strange, "strange_count": 1}
+    seen = record.read(a_run(summary_json={"looks": [before, after]}, gate_json=gate))
+    assert seen.snapshots == [before, after]
+    assert "Outliers among the chosen answers, by log-prob per token: 1" in page.html(seen)

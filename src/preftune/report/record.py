@@ -54,7 +54,7 @@ class Record:
     @property
     def snapshots(self) -> list[dict]:
         """Evaluations of the model on the held-out pairs, before and after training."""
-        return self.summary.get("snapshots") or []
+        return self.summary.get("snapshots") or self.summary.get("looks") or []  # as older runs call them
 
     @property
     def last_snapshot(self) -> dict:
