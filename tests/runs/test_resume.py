@@ -13,7 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-STEPS = 60
+STEPS = 40
 LINE = [
     *("model=tiny", "hardware=cpu", "hardware.bf16=false", "tracking=none", "gate.on_fail=warn", "samples=1"),
     "fit_check=false",
@@ -38,7 +38,7 @@ def wait_for(what, process: subprocess.Popen, seconds: float = 120) -> None:
     while not what():
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < end
-        time.sleep(0.01)
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
