@@ -64,3 +64,12 @@ def test_the_best_is_paired_with_the_worst_of_similar_length():
     assert pair["chosen"][0]["content"] == "x" * 10
     assert pair["rejected"][0]["content"] == "y" * 11  # z is worse, and nine times as long
     assert best_against_worst({**row, "scores": [0.5] * 4}, 2.0) is None
+
+
+def first_place(prompt, first, second):
+    return 1.0
+
+
+def test_a_judge_that_prefers_a_place_scores_all_answers_alike():
+    judge = {"_target_": "hydra.utils.get_method", "path": f"{__name__}.first_place"}
+    assert scorer(settings(judge=judge), "pairs")([], ["one", "two", "three"]) == [0.5, 0.5, 0.5]

@@ -61,6 +61,13 @@ def test_stages_come_in_the_order_in_which_they_began(a_run):
     assert [stage.name for stage in seen.stages] == ["sft", "preference"] and seen.last_stage.name == "preference"
 
 
+def test_a_stage_that_was_moved_aside_is_no_part_of_the_run(a_run):
+    run = a_run("pipe")
+    a_run("pipe/sft", manifest_json={"created": "2026-01-01T01:00:00"})
+    a_run("pipe/preference-replaced-20260101-020000", manifest_json={"created": "2026-01-01T02:00:00"})
+    assert [stage.name for stage in record.read(run).stages] == ["sft"]
+
+
 def test_a_run_of_an_older_version_is_read(a_run):
     """Whose summary says `looks` and whose gate says `strange_chosen`."""
     before, after = ({"perplexity": value, "logp_accuracy": 0.5, "by_length": []} for value in (4.0, 3.0))

@@ -80,7 +80,7 @@ def win_rate(judge: Judge, answered: Answered, tokenizer: PreTrainedTokenizerBas
     half (Zheng et al. 2023, arXiv:2306.05685). Beside the plain rate stands the one at equal length, for judges prefer
     long answers. Raises JudgeError where there is no verdict, or none from 0 to 1.
     """
-    wins = [(verdict(judge, p, mine, theirs) + 1 - verdict(judge, p, theirs, mine)) / 2 for p, mine, theirs in answered]
+    wins = [both_ways(judge, *row) for row in answered]
     longer = [len(tokenizer(mine)["input_ids"]) - len(tokenizer(theirs)["input_ids"]) for _, mine, theirs in answered]
     return {
         "win_rate": fmean(wins),
@@ -88,6 +88,11 @@ def win_rate(judge: Judge, answered: Answered, tokenizer: PreTrainedTokenizerBas
         "length_controlled_win_rate": at_equal_length(wins, longer),
         "judged": len(wins),
     }
+
+
+def both_ways(judge: Judge, prompt: Messages, first: str, second: str) -> float:
+    """How sure the judge is that the first is better, the mean of both orders."""
+    return (verdict(judge, prompt, first, second) + 1 - verdict(judge, prompt, second, first)) / 2
 
 
 def verdict(judge: Judge, prompt: Messages, first: str, second: str) -> float:

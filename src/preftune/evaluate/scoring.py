@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from preftune.config.errors import UserError
 from preftune.data.messages import Messages
 from preftune.evaluate import judge
-from preftune.evaluate.judge import ByScore, verdict
+from preftune.evaluate.judge import ByScore, both_ways
 
 Scorer = Callable[[Messages, Sequence[str]], list[float]]  # a prompt and several answers to it → a score each
 LIST_OR_CODE = re.compile(r"^\s*(?:[-*•#>]|\d+[.)])\s|`|\*\*", re.MULTILINE)
@@ -51,7 +51,7 @@ def by_judge(settings: DictConfig) -> Scorer:
         wins = [0.0] * len(answers)
         for i, first in enumerate(answers):
             for j, second in enumerate(answers[:i]):
-                better = verdict(decide, prompt, first, second)
+                better = both_ways(decide, prompt, first, second)
                 wins[i] += better
                 wins[j] += 1 - better
         return [won / max(len(answers) - 1, 1) for won in wins]

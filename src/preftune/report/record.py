@@ -123,7 +123,8 @@ def read(run: Path) -> Record:
         raise ReportError(f"{run}: no such folder. Name the directory of a run (output_dir), which holds config.yaml")
     if not (run / "config.yaml").exists():
         raise ReportError(f"{run}: no run directory (it holds no config.yaml). Name a run's output_dir")
-    stages = [read(path.parent) for path in sorted(run.glob("*/config.yaml"))]
+    found = [path.parent for path in sorted(run.glob("*/config.yaml"))]
+    stages = [read(folder) for folder in found if "-replaced-" not in folder.name]  # moved aside by a later run
     rows, unreadable = _rows(run / "metrics.jsonl")
     return Record(
         path=run,
