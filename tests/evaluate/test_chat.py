@@ -63,3 +63,8 @@ def test_an_endpoint_that_cannot_be_is_an_error(settings):
         chat.chat(settings("chat", "run=demo", "endpoint=localhost:8000"))
     with pytest.raises(SubjectError, match="compare=true"):
         chat.chat(settings("chat", "run=demo", "endpoint=http://localhost:8000/v1", "compare=true"))
+
+
+def test_a_reward_model_does_not_chat(trained, settings):
+    with pytest.raises(SubjectError, match="is a reward model"):
+        chat.chat(settings("chat", f"run={trained('reward')}"))

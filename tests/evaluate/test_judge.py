@@ -115,3 +115,14 @@ def test_the_key_reaches_no_output_of_the_recipe(trained, typed, tmp_path):
     assert {request["key"] for request in requests} <= {f"Bearer {KEY}"}
     everything = done.stdout + done.stderr + "".join(path.read_text() for path in run.glob("*.*") if path.is_file())
     assert KEY not in everything + report.read_text()
+
+
+def nothing(prompt, answer):
+    return float("nan")
+
+
+def test_a_rule_that_gives_no_number_and_a_judge_without_a_target_are_one_line():
+    with pytest.raises(JudgeError, match="nothing: ValueError: it gives NaN"):
+        judge.Rule(f"{__name__}.nothing").score([{"role": "user", "content": "Why?"}], "So.")
+    with pytest.raises(JudgeError, match="judge=function: wants what a file of conf/judge holds"):
+        judge.build(OmegaConf.create({"function": None}))

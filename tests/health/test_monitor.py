@@ -12,6 +12,7 @@ from preftune.config.errors import Stopped
 from preftune.health.findings import Findings
 from preftune.health.monitor import Monitor
 from preftune.health.rules import History, judged, length_drift
+from preftune.report import record
 from preftune.runs.training import build_trainer, train
 
 THINGS = ["a cat", "rain", "the moon", "bread", "a door", "tea", "a hill", "snow", "a boat", "wood", "salt", "a song"]
@@ -211,6 +212,8 @@ def test_rollback_keeps_the_weights_from_before_the_finding(composed):
     kept = load_file(run / summary["rolled_back_to"] / "model.safetensors")
     final = load_file(run / "model" / "model.safetensors")
     assert all(torch.equal(kept[name], final[name]) for name in final)
+    assert summary["held_out"]["eval_rewards/accuracies"] == pytest.approx(summary["accuracy_after"], abs=1e-6)
+    assert record.read(run).last_step == found["step"] - 1
 
 
 def test_early_stopping_keeps_the_best_held_out_checkpoint(composed):

@@ -213,3 +213,10 @@ def test_a_real_run_ends_with_its_page(composed, tmp_path):
     for title in ("Rewards", "Accuracy", "Loss", "Gradient norm, before clipping"):
         assert f"<figcaption>{title}</figcaption>" in text
     assert "var(--a)" in text and "held-out</span>" in text
+
+
+def test_a_reward_models_held_out_accuracy_is_told_and_judged(a_run):
+    summary = {"snapshots": [], "accuracy_after": 2 / 3, "accuracy_ci": [0.3, 0.9], "pairs": 6}
+    text = page_of(a_run(rows=rows(), summary_json=summary))
+    assert "Held-out accuracy 66.7%" in text and "no better than a coin" in text
+    assert "no held-out pairs" not in text and "recipes.compare" not in text

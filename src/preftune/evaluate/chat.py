@@ -56,6 +56,8 @@ def chat(cfg: DictConfig) -> None:
 def loaded(cfg: DictConfig) -> dict[str, Callable[[list[dict]], str]]:
     """By name, what answers a dialogue: the model of `cfg.run`, and its reference where that is wanted."""
     subject = find(cfg.run)
+    if subject.scores_texts:
+        raise SubjectError(f"run={cfg.run} is a reward model, which scores answers and gives none")
     if not cfg.compare:
         model, tokenizer = weights(subject), subject.tokenizer()
         return {"policy": lambda dialogue: answer(model, tokenizer, dialogue, cfg)}

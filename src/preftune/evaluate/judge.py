@@ -1,6 +1,7 @@
 """Which of two answers is better: an endpoint, a local model or a function of one's own is asked, both ways round."""
 
 import json
+import math
 import os
 import re
 import urllib.error
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_method, instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
 from preftune.config.errors import UserError
@@ -55,6 +56,8 @@ def build(settings: DictConfig) -> Judge | None:
     """
     if not settings:
         return None
+    if "_target_" not in settings:
+        raise JudgeError(f"judge={','.join(settings)}: wants what a file of conf/judge holds, {{_target_: …}}")
     try:
         made = instantiate(settings)
     except InstantiationException as error:
@@ -63,7 +66,7 @@ def build(settings: DictConfig) -> Judge | None:
             raise cause from None
         raise JudgeError(f"judge: {cause}") from None
     if not callable(made):
-        raise JudgeError(f"judge: {OmegaConf.to_container(settings)['_target_']} gives no function to call")
+        raise JudgeError(f"judge: {settings._target_} gives no function to call")
     return made
 
 
@@ -129,7 +132,10 @@ class Rule(ByScore):
     def score(self, prompt: Messages, answer: str) -> float:
         """What the rule gives for an answer. Raises JudgeError where it fails, or gives no number."""
         try:
-            return float(self.rule(prompt, answer))
+            found = float(self.rule(prompt, answer))
+            if math.isnan(found):
+                raise ValueError("it gives NaN, which is no score")
+            return found
         except Exception as error:
             asked = f"prompt {prompt[-1].get('content', '')[:60]!r}, answer {answer[:60]!r}"
             raise JudgeError(f"{self.path}: {type(error).__name__}: {error} ({asked})") from error

@@ -130,6 +130,8 @@ def why_not(run: Record) -> str:
     """Why a run that was not evaluated before and after training cannot be compared."""
     if not run.last_stage.summary:
         return verdict(run).headline
+    if "task" in run.last_stage.group("loss"):
+        return "it is a reward model; recipes.evaluate puts several beside each other"
     return "its result was measured by the next stage" if run.last_stage.snapshots else "it held no pairs out"
 
 
@@ -261,7 +263,8 @@ def evaluations(stage: Record, measure: str) -> list[Point]:
         margin = {}  # without a reference, TRL's is of log-probs, and no reward that others' could be compared with
     accuracy |= {last: snapshot.get("reward_accuracy")}
     margin |= {last: snapshot.get("reward_margin")}
-    return [Point(step, finite(accuracy[step]), finite(margin.get(step)), far.get(step)) for step in sorted(accuracy)]
+    steps = sorted(step for step in accuracy if step <= last)  # of a run that was rolled back others follow
+    return [Point(step, finite(accuracy[step]), finite(margin.get(step)), far.get(step)) for step in steps]
 
 
 def distances(stage: Record, measure: str) -> dict[int, float]:

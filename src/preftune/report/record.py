@@ -49,6 +49,9 @@ class Record:
 
     @property
     def last_step(self) -> int:
+        """The step of the result: the last that was logged, or that which the run was rolled back to."""
+        if kept := self.summary.get("rolled_back_to"):
+            return int(kept.split("-")[1])
         return max((int(number(row.get("step")) or 0) for row in self.rows), default=0)
 
     @property

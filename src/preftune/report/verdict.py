@@ -53,14 +53,14 @@ def of_stage(record: Record) -> Verdict:
         back = record.summary.get("rolled_back_to")
         count += f", and rolled back to {back}" if back else ""
         return Verdict(BAD, f"Not healthy: finished, with {count}", reasons + told, remedies)
-    left_to_next = len(record.snapshots) == 1
-    onward = [] if left_to_next else [f"Compare it: python -m recipes.compare {record.path} ANOTHER."]
-    if not record.has_evaluations and not left_to_next:
+    both = len(record.snapshots) > 1
+    onward = [f"Compare it: python -m recipes.compare {record.path} ANOTHER."] if both else []
+    if not record.has_evaluations and both:
         how = "train.eval_strategy=steps train.eval_steps=50 would show when it was best"
         onward.insert(0, f"Its held-out pairs were scored before and after only: {how}.")
     onward.insert(0, f"The result lies in {record.path / 'model'}.")
-    accuracy = finite(record.last_snapshot.get("reward_accuracy"))
-    low, _ = interval(accuracy, pairs(record.last_snapshot)) or (accuracy, accuracy)
+    accuracy, scored = held_out(record)
+    low, _ = interval(accuracy, scored) or (accuracy, accuracy)
     if low is not None and low <= 0.5:  # chance explains it
         headline = "Finished without a finding, but tells held-out pairs apart no better than a coin"
         more = "More steps, more pairs or a higher train.learning_rate; the curves below show which way it went."
@@ -86,6 +86,13 @@ def unfinished(record: Record, told: list[str], remedies: list[str]) -> Verdict:
     return Verdict(BAD, f"{verb} at step {record.last_step}", [why, *told], [resume(record), *remedies])
 
 
+def held_out(record: Record) -> tuple[float | None, int | None]:
+    """(accuracy, pairs) after training, by implicit rewards or a reward model's; None where there is none."""
+    if record.snapshots:
+        return finite(record.last_snapshot.get("reward_accuracy")), pairs(record.last_snapshot)
+    return finite(record.summary.get("accuracy_after")), record.summary.get("pairs")
+
+
 def resume(record: Record) -> str:
     cfg = OmegaConf.create({"train": record.group("train"), "output_dir": str(record.path)})
     return f"Where it no longer runs: {way_on(cfg)} (output_dir={record.path})."
@@ -95,11 +102,13 @@ def results(record: Record) -> list[str]:
     """What the training changed on the held-out pairs."""
     if len(record.snapshots) == 1:
         return ["The next stage measured the result, before it trained that further."]
+    accuracy, count = held_out(record)
+    told = [] if accuracy is None else [f"Held-out accuracy {percent(accuracy, count)}."]
     if not record.snapshots:
-        return ["The data has no held-out pairs, so the result was not measured."]
-    first, last, told = record.snapshots[0], record.snapshots[-1], []
-    if (accuracy := finite(last.get("reward_accuracy"))) is not None:
-        told.append(f"Held-out accuracy {percent(accuracy, pairs(last))}, margin {last['reward_margin']:.3g}.")
+        return told or ["The data has no held-out pairs, so the result was not measured on any."]
+    first, last = record.snapshots[0], record.snapshots[-1]
+    if accuracy is not None:
+        told = [f"Held-out accuracy {percent(accuracy, count)}, margin {last['reward_margin']:.3g}."]
     logp, chosen = "Accuracy by log-prob per token", "Perplexity of the chosen answers"
     for key, name, form in (("logp_accuracy", logp, ".1%"), ("perplexity", chosen, ".2f")):
         before, after = finite(first.get(key)), finite(last.get(key))

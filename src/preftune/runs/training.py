@@ -372,6 +372,7 @@ def end_early(run: Run, trainer: Trainer, monitor: Monitor) -> None:
     if run.cfg.health.action == "rollback" and (good := checkpoints.newest(run.path, monitor.stopped_by.step)):
         checkpoints.restore(trainer, good)
         monitor.rolled_back_to = good.name
+        trainer.state.global_step = int(good.name.split("-")[1])  # whose evaluation is the result's
         print(f"health: rolled back to {good.name}")
         return
     raise Stopped(f"Stopped: {monitor.stopped_by} The checkpoints in {run.path} stay.")
