@@ -24,6 +24,7 @@ LINE = [
     *("model=tiny", "hardware=cpu", "hardware.bf16=false", "tracking=none", "gate.on_fail=warn", "samples=1"),
     *("train.max_steps=30", "train.save_steps=5", "train.logging_steps=1", "train.eval_strategy=no"),
     *("train.learning_rate=1e-3", "hardware.per_device_train_batch_size=4", "data.max_rows=64"),
+    "pipeline.stages=[sft,preference,evaluate,export]",
     *("pipeline.evaluate.kl_prompts=2", "pipeline.evaluate.max_new_tokens=8", "fastpath.reference_batch_tokens=256"),
 ]
 TOLERANCE = 1e-6
