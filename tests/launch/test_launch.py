@@ -28,6 +28,19 @@ SRUN = {
 }
 
 
+@pytest.mark.slow
+def test_a_process_that_trains_draws_nothing_at_its_start_and_leaves_its_imports_out_of_collection():
+    code = """if True:
+        import gc, sys
+        from preftune.config.processes import imports
+        with imports():
+            import preftune.pipeline.run
+        print("matplotlib" in sys.modules, gc.isenabled(), gc.get_freeze_count() > 100_000)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "False True True", done.stderr
+
+
 def test_the_launching_process_imports_no_torch():
     code = "import sys, recipes.dpo, recipes.sft_dpo; print({'torch', 'transformers', 'accelerate'} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -183,7 +183,7 @@ def test_speed_and_memory_stand_beside_the_plan(a_run):
     assert planned in text and "Planned memory by part, GB: weights 0.5." in text
 
 
-def test_tokens_a_second_come_from_the_metrics(a_run):
+def test_tokens_per_second_come_from_the_metrics(a_run):
     run = a_run(rows=[{"step": 3, "seconds": 20, "train_runtime": 20.0, "num_tokens": 5000.0}])
     measured = {name: value for name, (_, value) in page.speed(record.read(run)).items()}
     assert measured == {"seconds": 75.0, "tokens": 5000.0, "tokens per second": 250.0}

@@ -57,7 +57,10 @@ def loaded(cfg: DictConfig) -> dict[str, Callable[[list[dict]], str]]:
     """By name, what answers a dialogue: the model of `cfg.run`, and its reference where that is wanted."""
     subject = find(cfg.run)
     if subject.scores_texts:
-        raise SubjectError(f"run={cfg.run} is a reward model, which scores answers and gives none")
+        raise SubjectError(
+            f"run={cfg.run} is a reward model, which scores answers and gives none: python -m recipes.evaluate "
+            f"models=[{cfg.run}]"
+        )
     if not cfg.compare:
         model, tokenizer = weights(subject), subject.tokenizer()
         return {"policy": lambda dialogue: answer(model, tokenizer, dialogue, cfg)}

@@ -9,6 +9,7 @@ from datasets import Dataset
 from torch.nn import Module
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
+from trl.trainer.utils import pad
 
 from preftune.data.messages import Messages
 from preftune.data.token_checks import options
@@ -80,10 +81,10 @@ def generated(
         told = "drawing answers" if how.get("do_sample") else "answering"
         for start in tqdm(range(0, len(prompts), BATCH), told, unit="batch", leave=False, disable="streamer" in how):
             rows = prompts[start : start + BATCH]
-            padding = {"padding_side": "left", "return_attention_mask": True, "return_tensors": "pt"}
-            batch = tokenizer.pad({"input_ids": rows}, **padding).to(model.device)
-            output = model.generate(**batch, max_new_tokens=max_tokens, **how)
-            new = output[:, batch["input_ids"].size(1) :].tolist()
+            ids = pad([torch.tensor(row) for row in rows], tokenizer.pad_token_id, "left").to(model.device)
+            mask = pad([torch.ones(len(row), dtype=torch.long) for row in rows], 0, "left").to(model.device)
+            output = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_tokens, **how)
+            new = output[:, ids.size(1) :].tolist()
             found += [(row, _to_end(answer, ends)) for row, answer in zip(rows, new, strict=True)]
     model.train(training)
     return found

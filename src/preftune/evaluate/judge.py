@@ -57,7 +57,8 @@ def build(settings: DictConfig) -> Judge | None:
     if not settings:
         return None
     if "_target_" not in settings:
-        raise JudgeError(f"judge={','.join(settings)}: wants what a file of conf/judge holds, {{_target_: …}}")
+        example = "'{_target_: hydra.utils.get_method, path: my_judge.shorter}'"
+        raise JudgeError(f"judge={','.join(settings)}: wants what a file of conf/judge holds, such as {example}")
     try:
         made = instantiate(settings)
     except InstantiationException as error:
@@ -94,7 +95,9 @@ def win_rate(judge: Judge, answered: Answered, tokenizer: PreTrainedTokenizerBas
 
 
 def both_ways(judge: Judge, prompt: Messages, first: str, second: str) -> float:
-    """How sure the judge is that the first is better, the mean of both orders."""
+    """How sure the judge is that the first is better, the mean of both orders; scores have no order."""
+    if isinstance(judge, ByScore):
+        return verdict(judge, prompt, first, second)
     return (verdict(judge, prompt, first, second) + 1 - verdict(judge, prompt, second, first)) / 2
 
 

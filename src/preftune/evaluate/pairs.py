@@ -10,8 +10,8 @@ import torch
 from peft import PeftModel
 from torch.nn import Module
 from tqdm.auto import tqdm
-from transformers import BatchEncoding, PreTrainedTokenizerBase
-from trl.trainer.utils import add_fused_lm_head
+from transformers import PreTrainedTokenizerBase
+from trl.trainer.utils import add_fused_lm_head, pad
 
 from preftune.evaluate.statistics import at_equal_length
 from preftune.fastpath.forward import install_for_scoring
@@ -108,7 +108,8 @@ def log_probs(
         for start in tqdm(range(0, len(order), BATCH), desc="scoring held-out pairs", unit="batch", leave=False):
             chunk = order[start : start + BATCH]
             # as TRL's trainers: all chosen, then all rejected
-            batch = _pad(tokenizer, [sides[i][side] for side in range(answers) for i in chunk]).to(model.device)
+            rows = [sides[i][side] for side in range(answers) for i in chunk]
+            batch = _pad(rows, tokenizer.pad_token_id, model.device)
             with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
                 scored = model(**batch, use_cache=False, fused_lm_head=True).log_probs
             sums[:, chunk] = scored.double().sum(1).cpu().view(answers, -1)
@@ -136,11 +137,12 @@ def _evaluating(model: Module, lend: Lend) -> Iterator[None]:
                 head.forward = before
 
 
-def _pad(tokenizer: PreTrainedTokenizerBase, rows: list[Row]) -> BatchEncoding:
+def _pad(rows: list[Row], token: int, device: torch.device) -> dict[str, torch.Tensor]:
     """Right-padded (batch, length) ids, mask, and labels that leave out the prompt."""
-    ids = {"input_ids": [ids for ids, _ in rows]}
-    batch = tokenizer.pad(ids, padding_side="right", return_attention_mask=True, return_tensors="pt")
-    batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    for labels, (_, start) in zip(batch["labels"], rows, strict=True):
-        labels[:start] = -100
-    return batch
+    ids = [torch.tensor(ids) for ids, _ in rows]
+    labels = [each.clone() for each in ids]
+    for each, (_, start) in zip(labels, rows, strict=True):
+        each[:start] = -100
+    masks = [torch.ones_like(each) for each in ids]
+    batch = {"input_ids": pad(ids, token), "attention_mask": pad(masks, 0), "labels": pad(labels, -100)}
+    return {name: each.to(device) for name, each in batch.items()}

@@ -25,8 +25,8 @@ from preftune.evaluate.statistics import interval
 from preftune.models.load import load_model, load_tokenizer
 from preftune.pipeline.rounds import HELD_OUT, SCORES, drawn, trained_in_rounds, write_rows
 from preftune.pipeline.stages import PipelineError, Progress, defaults, trained, whole_model
-from preftune.report.page import render
 from preftune.report.record import write_text
+from preftune.report.rendering import render
 from preftune.runs.work import Work
 from preftune.trainers.build import load_data
 

@@ -131,7 +131,7 @@ def why_not(run: Record) -> str:
     if not run.last_stage.summary:
         return verdict(run).headline
     if "task" in run.last_stage.group("loss"):
-        return "it is a reward model; recipes.evaluate puts several beside each other"
+        return f"it is a reward model (python -m recipes.evaluate models=[{run.path},ANOTHER] compares such)"
     return "its result was measured by the next stage" if run.last_stage.snapshots else "it held no pairs out"
 
 
@@ -280,9 +280,11 @@ def distances(stage: Record, measure: str) -> dict[int, float]:
 
 def log_ratios(stage: Record, side: str) -> dict[int, float]:
     """{step: log-ratio per token}: as logged, else to the log-probs of the start; the end is known from the summary."""
-    start, *_, end = (float(each[f"logps_{side}_per_token"]) for each in stage.snapshots)
-    logps = stage.series(f"logps/{side}_per_token", held_out=True)
     logged = stage.series(f"logratios/{side}_per_token", held_out=True)
+    start, end = (finite(each.get(f"logps_{side}_per_token")) for each in (stage.snapshots[0], stage.last_snapshot))
+    if start is None or end is None:
+        return logged
+    logps = stage.series(f"logps/{side}_per_token", held_out=True)
     return {step: value - start for step, value in logps.items()} | logged | {stage.last_step: end - start}
 
 

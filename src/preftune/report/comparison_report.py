@@ -10,8 +10,8 @@ from preftune.evaluate.statistics import percent
 from preftune.report import comparison
 from preftune.report.comparison import Comparison, Entry
 from preftune.report.curves import CURVES, Curve, Plot
-from preftune.report.page import render, shown
 from preftune.report.record import finite, write_text
+from preftune.report.rendering import render, shown
 
 TRAINED = {  # curves by step, of training
     "rewards/margins": "Margin, train",

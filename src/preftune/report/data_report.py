@@ -20,7 +20,7 @@ from preftune.data.shapes import PAIRS
 from preftune.data.sources import one_of
 from preftune.data.views import KINDS
 from preftune.models.load import load_model, load_processor, load_tokenizer, quiet
-from preftune.report.page import render
+from preftune.report.rendering import render
 
 BINS = 30
 

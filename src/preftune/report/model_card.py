@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from preftune.evaluate.subjects import CONFIG, MANIFEST, Subject, stages
 from preftune.report import terminal
-from preftune.report.page import render
+from preftune.report.rendering import render
 
 SECRETS = [  # what may stand in a URL or an option that the user typed, and in no card
     (re.compile(r"//[^/@\s]+@"), "//"),

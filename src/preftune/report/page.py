@@ -1,40 +1,14 @@
 """The page of one run, or of a pipeline with all its stages: one HTML file that needs nothing beside it."""
 
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 
-import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
-
-from preftune.evaluate.statistics import interval, percent
+from preftune.evaluate.statistics import percent
 from preftune.report import panels, record, terminal
 from preftune.report.curves import Curve, Plot
 from preftune.report.record import Record, accuracy_name, finite, number, short
-from preftune.report.verdict import of_stage, verdict
-
-TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).with_name("templates")),
-    autoescape=select_autoescape(["html.jinja"]),
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)
-
-
-def shown(value: object) -> str:
-    """A number with four digits, else the value as text, – for none."""
-    return short(value) or str("–" if value is None else value)
-
-
-TEMPLATES.filters |= {"shown": shown, "percent": percent, "interval": interval, "finite": finite}
-TEMPLATES.filters |= {"thousands": "{:,}".format, "yaml": partial(yaml.safe_dump, sort_keys=False, allow_unicode=True)}
-
-
-def render(template: str, **values: object) -> str:
-    """A page from its template; `values` are plain Python values, which the template escapes."""
-    return TEMPLATES.get_template(template).render(values)
+from preftune.report.rendering import render
+from preftune.report.verdict import held_out, of_stage, verdict
 
 
 def write(run: Path, output: Path | None = None) -> Path:
@@ -66,7 +40,7 @@ def html(seen: Record) -> str:
 def cards(seen: Record) -> dict[str, str | None]:
     """The main numbers, large."""
     last, snapshot = seen.last_stage, seen.last_snapshot or seen.last_stage.last_snapshot
-    accuracy = finite(snapshot.get("reward_accuracy"))
+    accuracy, _ = held_out(seen if seen.snapshots else last)
     seconds = finite(seen.summary.get("seconds") or last.summary.get("seconds"))
     return {
         "held-out accuracy": None if accuracy is None else percent(accuracy),
