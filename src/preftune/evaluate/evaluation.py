@@ -244,7 +244,7 @@ def rule_scores(rule: ByScore, answered: Answered) -> dict:
 
 def table(rows: list[dict]) -> str:
     """The models side by side, then their answers."""
-    console = Console(width=110, force_terminal=False)
+    console = Console(width=110, force_terminal=False, markup=False, emoji=False)
     with console.capture() as captured:
         models = [Column(each["model"], justify="right", overflow="fold") for each in rows]
         numbers = Table(Column(), *models, title="Held-out data", title_justify="left")

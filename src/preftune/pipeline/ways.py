@@ -176,7 +176,7 @@ def cells(row: dict) -> list[str]:
 
 def table(rows: list[dict]) -> str:
     """The ways side by side in the terminal."""
-    console = Console(width=140, force_terminal=False)
+    console = Console(width=140, force_terminal=False, markup=False, emoji=False)
     labels = [Column(label, justify="right") for label, _ in COLUMNS.values()]
     shown = Table("", *labels, title=TITLE, title_justify="left")
     for each in rows:

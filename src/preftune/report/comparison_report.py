@@ -76,7 +76,7 @@ def over_seeds(found: Comparison) -> list[tuple[str, str, str]]:
 
 def as_text(found: Comparison) -> str:
     """The ranked table, how the runs were matched, and the notes."""
-    console = Console(width=118, force_terminal=False)
+    console = Console(width=118, force_terminal=False, markup=False, emoji=False)
     table = Table(title=found.headline, title_justify="left")
     for place, name in enumerate(cells(found.entries[0], found)):
         table.add_column(name, justify="left" if place < 3 else "right")

@@ -24,7 +24,7 @@ ROWS = {  # key of an evaluation: its name in the table, and its format
 
 def table(summary: dict, run: Path) -> str:
     """The text that a run ends with: a table of before and after, sample answers, and where to look next."""
-    console = Console(width=110, force_terminal=False)
+    console = Console(width=110, force_terminal=False, markup=False, emoji=False)
     with console.capture() as captured:
         if summary["snapshots"]:
             names = [Column(each["name"], justify="right") for each in summary["snapshots"]]
